@@ -1,0 +1,85 @@
+"""Language and task adapters for multilingual encoders: labels in one language, answers in many.
+
+>>> import adapterx
+>>> adapterx.attach(model, lang="sw", task="topics")            # doctest: +SKIP
+>>> adapterx.predict(model, tokenizer, ["Timu ilishinda."])     # doctest: +SKIP
+
+Importing this package loads neither torch nor transformers; a verb does when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from adapterx.attachment import attach
+    from adapterx.composition import Scale, Stack
+    from adapterx.errors import AdapterError
+    from adapterx.methods.bottleneck import Bottleneck
+    from adapterx.methods.invertible import Invertible
+    from adapterx.methods.lora import LoRA
+    from adapterx.model import activate, add, detach, set_trainable, using
+    from adapterx.pooling import MeanPoolingForSequenceClassification
+    from adapterx.prediction import predict
+    from adapterx.store import load, pull, push, save
+    from adapterx.overview import Summary, summary
+
+__version__ = "0.1.0"
+
+_HOME: Final = {
+    "AdapterError": "adapterx.errors",
+    "Bottleneck": "adapterx.methods.bottleneck",
+    "Invertible": "adapterx.methods.invertible",
+    "LoRA": "adapterx.methods.lora",
+    "MeanPoolingForSequenceClassification": "adapterx.pooling",
+    "Scale": "adapterx.composition",
+    "Stack": "adapterx.composition",
+    "Summary": "adapterx.overview",
+    "activate": "adapterx.model",
+    "add": "adapterx.model",
+    "attach": "adapterx.attachment",
+    "detach": "adapterx.model",
+    "load": "adapterx.store",
+    "predict": "adapterx.prediction",
+    "pull": "adapterx.store",
+    "push": "adapterx.store",
+    "save": "adapterx.store",
+    "set_trainable": "adapterx.model",
+    "summary": "adapterx.overview",
+    "using": "adapterx.model",
+}
+
+__all__ = [
+    "AdapterError",
+    "Bottleneck",
+    "Invertible",
+    "LoRA",
+    "MeanPoolingForSequenceClassification",
+    "Scale",
+    "Stack",
+    "Summary",
+    "activate",
+    "add",
+    "attach",
+    "detach",
+    "load",
+    "predict",
+    "pull",
+    "push",
+    "save",
+    "set_trainable",
+    "summary",
+    "using",
+]
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'adapterx' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+
+    globals()[name] = value
+    return value
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

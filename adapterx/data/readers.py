@@ -1,0 +1,198 @@
+"""Readers: one line, one record; a broken one is named by file and line.
+
+Labelled texts come as JSON lines, CSV or TSV (by the file's ending), plain text as lines,
+translation pairs as JSON lines with one field a language. ``.gz`` may follow any ending.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+from adapterx.errors import DataError, near_match
+
+__all__ = ["Example", "Pair", "read_examples", "read_lines", "read_pairs"]
+
+_ENDINGS: Final = (".jsonl", ".csv", ".tsv")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One labelled text, or one pair of texts.
+
+    Attributes:
+        text: The text, or the first of a pair.
+        text_pair: The second of a pair.
+        label: Its label, None where the file has none.
+    """
+
+    text: str
+    text_pair: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A sentence and its translation."""
+
+    source: str
+    target: str
+
+
+def read_examples(
+    path: str | Path,
+    *,
+    labels: Collection[str] | None = None,
+    text_column: str = "text",
+    pair_column: str | None = None,
+    label_column: str = "label",
+) -> list[Example]:
+    """Read labelled texts.
+
+    Args:
+        path: A ``.jsonl``, ``.csv`` or ``.tsv`` file; tables have a header line.
+        labels: The labels allowed; None for any.
+        text_column: Field of the text, or of the first text of a pair.
+        pair_column: Field of the second text; None for single texts.
+        label_column: Field of the label.
+
+    Returns:
+        The examples in order, at least one.
+
+    Raises:
+        DataError: If the file cannot be read, is empty, has a broken line, lacks a field, or
+            holds a label outside `labels`; with the line's number.
+    """
+    path = Path(path)
+    examples: list[Example] = []
+    for number, record in _records(path):
+        where = f"{path}, line {number}"
+        text = _field(record, text_column, where)
+        pair = None if pair_column is None else _field(record, pair_column, where)
+        label = _field(record, label_column, where)
+        if labels is not None and label not in labels:
+            raise DataError(
+                f"{where}: label {label!r} is not one of {', '.join(sorted(labels))}."
+                f"{near_match(label, labels)}"
+            )
+        examples.append(Example(text, pair, label))
+    if not examples:
+        raise DataError(f"{path} is empty. It needs one record a line.")
+    return examples
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Read plain text, one sentence or passage a line; blank lines are left out.
+
+    Raises:
+        DataError: If the file cannot be read, is not UTF-8, or is empty.
+    """
+    path = Path(path)
+    lines = [line.strip() for _, line in _numbered(path)]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise DataError(f"{path} is empty. It needs text, one sentence a line.")
+    return lines
+
+
+def read_pairs(path: str | Path, *, target: str) -> list[Pair]:
+    """Read translation pairs: JSON lines of two fields, each named by its language.
+
+    Args:
+        path: A ``.jsonl`` file of records such as ``{"en": "…", "mi": "…"}``.
+        target: The language to be learnt; the other field is the source.
+
+    Raises:
+        DataError: If the file cannot be read, is empty, or a record has other fields.
+    """
+    path = Path(path)
+    pairs: list[Pair] = []
+    for number, record in _records(path):
+        where = f"{path}, line {number}"
+        others = [key for key in record if key != target]
+        if target not in record or len(others) != 1:
+            raise DataError(
+                f"{where}: the fields are {', '.join(map(str, record)) or 'none'}. "
+                f"A pair has {target!r} and one other language."
+            )
+        pairs.append(Pair(_field(record, others[0], where), _field(record, target, where)))
+    if not pairs:
+        raise DataError(f"{path} is empty. It needs one pair a line.")
+    return pairs
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    ending = _ending(path)
+    if ending not in _ENDINGS:
+        raise DataError(
+            f"{path} ends in {ending or 'nothing'!r}. Give a file that ends in "
+            f"{', '.join(_ENDINGS)} (or the same with .gz)."
+        )
+    if ending != ".jsonl":
+        yield from _table(path, "," if ending == ".csv" else "\t")
+        return
+    for number, line in _numbered(path):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number}: not JSON ({str(error)[:80]}).") from error
+        if not isinstance(record, dict):
+            raise DataError(f"{path}, line {number}: not a JSON object, {line.strip()[:40]!r}.")
+        yield number, record
+
+
+def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, object]]]:
+    rows = csv.reader((line for _, line in _numbered(path)), delimiter=delimiter, strict=True)
+    try:
+        header = next(rows, [])
+        for row in rows:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise DataError(
+                    f"{path}, line {rows.line_num}: {len(row)} fields under a header of "
+                    f"{len(header)}. Quote texts that hold the delimiter."
+                )
+            yield rows.line_num, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.line_num}: {error}.") from error
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with _open(path) as file:
+            for number, raw in enumerate(file, 1):
+                try:
+                    yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise DataError(
+                        f"{path}, line {number}: not UTF-8 at byte {error.start} of the line. "
+                        "Convert the file: iconv -t utf-8."
+                    ) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _ending(path: Path) -> str:
+    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+
+
+def _field(record: dict[str, object], column: str, where: str) -> str:
+    value = record.get(column)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)  # labels are often numbers
+    if not isinstance(value, str) or not value.strip():
+        found = ", ".join(map(str, record)) or "none"
+        raise DataError(f"{where}: no text in field {column!r} (fields: {found}).")
+    return value

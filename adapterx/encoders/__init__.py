@@ -1,0 +1,116 @@
+"""Encoders: load one by Hub id, folder or the packaged name, with the head class a task needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from adapterx.anatomy import anatomy_of
+from adapterx.encoders.packaged import ENCODER_NAME, build_encoder
+from adapterx.errors import BaseModelError, ConfigError
+from adapterx.pooling import MeanPoolingForSequenceClassification
+from adapterx.store.local import home
+
+__all__ = ["ENCODER_NAME", "Dtype", "Pooling", "best_dtype", "encoder_source", "load_encoder"]
+
+Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+Pooling: TypeAlias = Literal["auto", "mean", "model"]
+_DTYPES: Final = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def encoder_source(model: str) -> str:
+    """Return what ``from_pretrained`` takes for a name: the packaged encoder is built if need be."""
+    if model == ENCODER_NAME:
+        return str(build_encoder(home() / "encoders" / ENCODER_NAME))
+    return model
+
+
+def load_encoder(
+    model: str,
+    *,
+    labels: Sequence[str] = (),
+    pooling: Pooling = "auto",
+    dtype: Dtype = "auto",
+    revision: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load an encoder with a classification head, and its tokenizer.
+
+    Args:
+        model: ``"e5-small-q4"`` (the packaged encoder), a folder, or a Hub id.
+        labels: Label names of the head; empty for two unnamed ones.
+        pooling: ``"mean"`` reads the mean over tokens, ``"model"`` what Hugging Face's class for
+            the family reads; ``"auto"`` is the mean for sentence encoders (the packaged one, and
+            folders in sentence-transformers' layout).
+        dtype: Of the frozen weights; ``"auto"`` is `best_dtype`.
+        revision: Branch, tag or commit on the Hub.
+
+    Returns:
+        The model in evaluation mode, on the best device, and the tokenizer.
+
+    Raises:
+        BaseModelError: If it cannot be loaded, or its family is not known.
+        ConfigError: If `dtype` or `pooling` is none of those above.
+    """
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}. Use auto, {', '.join(_DTYPES)}.")
+    if pooling not in ("auto", "mean", "model"):
+        raise ConfigError(f"pooling is {pooling!r}. Use auto, mean or model.")
+    source = encoder_source(model)
+    if pooling == "auto":
+        sentence_encoder = model == ENCODER_NAME or (Path(source) / "1_Pooling").is_dir()
+        pooling = "mean" if sentence_encoder else "model"
+    cls: Any = (
+        MeanPoolingForSequenceClassification
+        if pooling == "mean"
+        else AutoModelForSequenceClassification
+    )
+    names = {"id2label": dict(enumerate(labels))} if labels else {}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        anatomy_of(config.model_type)
+        if names:
+            config.id2label = names["id2label"]
+            config.label2id = {label: index for index, label in names["id2label"].items()}
+        loaded: PreTrainedModel = cls.from_pretrained(
+            source,
+            config=config,
+            revision=revision,
+            dtype=best_dtype(device) if dtype == "auto" else _DTYPES[dtype],
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        if isinstance(error, BaseModelError):
+            raise
+        raise BaseModelError(
+            f"{model!r} cannot be loaded as an encoder ({_first_line(error)}). Give "
+            f"{ENCODER_NAME!r}, a folder that save_pretrained wrote, or a Hub id."
+        ) from error
+    return loaded.eval().to(device), tokenizer
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the device computes in it natively, float32 elsewhere."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

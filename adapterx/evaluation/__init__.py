@@ -1,0 +1,1 @@
+"""Evaluation: scores per language and composition, as a table, a picture and a page."""

@@ -1,0 +1,257 @@
+"""Heads: what stands outside the encoder, and the pooler it reads, one set per task.
+
+The head that answers stands at its place in the model; the others are parked here. Swapping
+exchanges modules by reference and sets what the configuration says about labels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from adapterx.errors import BaseModelError, ConfigError
+
+__all__ = ["PROBLEMS", "Heads", "Labels", "Problem", "head_places"]
+
+Problem: TypeAlias = Literal[
+    "single_label_classification", "multi_label_classification", "regression"
+]
+PROBLEMS: Final[tuple[Problem, ...]] = (
+    "single_label_classification",
+    "multi_label_classification",
+    "regression",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What a model's configuration says about a head's answers.
+
+    Attributes:
+        names: Label names in the order of the logits.
+        problem: Kind of answer, None where the head's class decides.
+    """
+
+    names: tuple[str, ...]
+    problem: Problem | None = None
+
+
+def head_places(model: PreTrainedModel, pooler: str | None) -> dict[str, nn.Module]:
+    """Return the modules that make up a model's head: name of the place → parent module.
+
+    They are the children with parameters that stand beside the encoder, and the encoder's
+    pooler. A bare encoder has none; nor has a model with an output embedding, which is tied to
+    the encoder's and stays what it is.
+    """
+    encoder = model.base_model
+    if model is encoder or model.get_output_embeddings() is not None:
+        return {}
+    places: dict[str, nn.Module] = {
+        name: model
+        for name, child in model.named_children()
+        if child is not encoder and next(child.parameters(), None) is not None
+    }
+    if pooler is not None and isinstance(getattr(encoder, pooler, None), nn.Module):
+        places[pooler] = encoder
+    return places
+
+
+class Heads(nn.Module):
+    """The parked heads of one model, and which one stands in it.
+
+    The model's own head is kept under the empty name.
+    """
+
+    OWN: Final = ""
+
+    def __init__(self, model: PreTrainedModel, pooler: str | None) -> None:
+        super().__init__()
+        self.places = tuple(head_places(model, pooler))
+        self.pooler = pooler
+        self.labels: dict[str, Labels] = {self.OWN: _read_labels(model)}
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.shown = self.OWN
+        # The flags a user had set before; they are given back when all adapters are off.
+        self.frozen_before = frozenset(
+            key for key, parameter in model.named_parameters() if not parameter.requires_grad
+        )
+        self.train(model.training)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the adapters that have a head here."""
+        return tuple(name for name in self.labels if name != self.OWN)
+
+    def add(
+        self,
+        model: PreTrainedModel,
+        name: str,
+        labels: Labels | None,
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Make and park the head of adapter `name`, float32.
+
+        Args:
+            model: The model this belongs to.
+            name: The adapter's name.
+            labels: What it answers; None copies the model's own head with its labels.
+            tensors: Weights of a saved head by ``place.parameter``; None for fresh ones. A model
+                without a head takes a saved task without its head.
+
+        Raises:
+            BaseModelError: If the model has no head, or `tensors` do not fit it.
+            ConfigError: If labels are repeated, or `problem` is unknown.
+        """
+        if not self.places:
+            if labels is not None and tensors is None:
+                raise BaseModelError(
+                    f"{type(model).__name__} has no head for the labels of {name!r}. Load the "
+                    "encoder with a class that has one, e.g. AutoModelForSequenceClassification."
+                )
+            return
+        facts = self.labels[self.OWN] if labels is None else labels
+        if facts.problem is not None and facts.problem not in PROBLEMS:
+            raise ConfigError(
+                f"problem is {facts.problem!r} for {name!r}. Use one of {', '.join(PROBLEMS)}."
+            )
+        if len(set(facts.names)) < len(facts.names) or not facts.names:
+            raise ConfigError(
+                f"labels of {name!r} are {list(facts.names)}. Give each label once, at least one."
+            )
+        modules = self._copies(model) if labels is None else _fresh(model, facts, self.places, self)
+        if tensors is not None:
+            _fill(modules, tensors, name, model)
+        device = next(model.parameters()).device
+        for place, module in modules.items():
+            module.to(device=device, dtype=torch.float32)
+            module.requires_grad_(False).train(model.training)
+            # Float32 on a half-precision encoder: what comes in is cast to it.
+            module.register_forward_pre_hook(_cast_inputs)
+            self._park(name, place, module)
+        self.labels[name] = facts
+        names = dict(enumerate(facts.names))
+        self.entries[name] = {
+            "id2label": names,
+            "label2id": {label: index for index, label in names.items()},
+            "problem_type": facts.problem,
+        }
+
+    def show(self, model: PreTrainedModel, name: str | None) -> None:
+        """Put the head of adapter `name` in its place; None for the model's own."""
+        wanted = self.OWN if name is None else name
+        if wanted == self.shown:
+            return
+        # Read, not remembered: Hugging Face writes `problem_type` at the first loss.
+        self.entries[self.shown] = _config_entries(model)
+        for place in self.places:
+            parent = self._parent(model, place)
+            self._park(self.shown, place, parent._modules[place])
+            parent._modules[place] = self._modules.pop(_key(wanted, place))
+        self.shown = wanted
+        _write_config(model, self.entries[wanted])
+
+    def modules_of(self, model: PreTrainedModel, name: str) -> dict[str, nn.Module]:
+        """Return the modules of one head by place, wherever they stand now."""
+        found: dict[str, nn.Module] = {}
+        for place in self.places if name in self.labels else ():
+            module = (
+                self._parent(model, place)._modules[place]
+                if name == self.shown
+                else self._modules[_key(name, place)]
+            )
+            assert module is not None
+            found[place] = module
+        return found
+
+    def remove(self, name: str) -> None:
+        """Forget the parked head of adapter `name`."""
+        del self.labels[name], self.entries[name]
+        for place in self.places:
+            del self._modules[_key(name, place)]
+
+    def _parent(self, model: PreTrainedModel, place: str) -> nn.Module:
+        return model.base_model if place == self.pooler else model
+
+    def _park(self, name: str, place: str, module: nn.Module | None) -> None:
+        self._modules[_key(name, place)] = module
+
+    def _copies(self, model: PreTrainedModel) -> dict[str, nn.Module]:
+        own = self.modules_of(model, self.OWN)
+        return {place: copy.deepcopy(module) for place, module in own.items()}
+
+
+def _key(name: str, place: str) -> str:
+    return f"@{name}:{place}"
+
+
+def _cast_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    dtype = next(module.parameters()).dtype
+    return tuple(
+        value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for value in inputs
+    )
+
+
+def _fresh(
+    model: PreTrainedModel, labels: Labels, places: Sequence[str], heads: Heads
+) -> dict[str, nn.Module]:
+    """Build the head a model of this class would have for these labels, initialised its way."""
+    config = copy.deepcopy(model.config)
+    config.id2label = dict(enumerate(labels.names))
+    config.label2id = {label: index for index, label in enumerate(labels.names)}
+    with torch.device("meta"):
+        twin = type(model)(config)
+    modules: dict[str, nn.Module] = {}
+    for place in places:
+        module = heads._parent(twin, place)._modules[place]
+        assert module is not None
+        module.to_empty(device="cpu")
+        for part in module.modules():
+            twin._init_weights(part)
+        modules[place] = module
+    return modules
+
+
+def _fill(
+    modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], name: str, model: nn.Module
+) -> None:
+    expected = {
+        f"{place}.{key}": value
+        for place, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
+    wrong = sorted(set(expected) ^ set(tensors)) or sorted(
+        key for key, value in expected.items() if value.shape != tensors[key].shape
+    )
+    if wrong:
+        raise BaseModelError(
+            f"The head of {name!r} does not fit {type(model).__name__}: {wrong[0]!r} is missing, "
+            "unknown or of another shape. Load the encoder with the class it was trained with."
+        )
+    for place, module in modules.items():
+        module.load_state_dict({key: tensors[f"{place}.{key}"] for key in module.state_dict()})
+
+
+def _read_labels(model: PreTrainedModel) -> Labels:
+    names = model.config.id2label
+    return Labels(
+        tuple(str(names[index]) for index in sorted(names)),
+        getattr(model.config, "problem_type", None),
+    )
+
+
+def _config_entries(model: PreTrainedModel) -> dict[str, Any]:
+    config = model.config
+    return {key: getattr(config, key, None) for key in ("id2label", "label2id", "problem_type")}
+
+
+def _write_config(model: PreTrainedModel, entries: Mapping[str, Any]) -> None:
+    for key, value in entries.items():
+        setattr(model.config, key, value)
+    if hasattr(model, "num_labels"):
+        model.num_labels = model.config.num_labels

@@ -1,0 +1,132 @@
+"""Methods: the mathematics at a site. One row here, one file each.
+
+A method is a frozen dataclass with four verbs: ``resolved(layers)`` fits it to a model's depth,
+``places(anatomy, layers)`` says where its modules go, ``build(place, width_in, width_out)`` makes
+one, and the module's ``forward(hidden_states, strength)`` is the update that the site adds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Final, TypeAlias
+
+from adapterx.composition import JsonValue
+from adapterx.errors import ConfigError, near_match
+from adapterx.methods.bottleneck import Bottleneck, BottleneckModule
+from adapterx.methods.invertible import Invertible, InvertibleModule
+from adapterx.methods.lora import LoRA, LoRAModule
+
+__all__ = [
+    "METHODS",
+    "PRESETS",
+    "Bottleneck",
+    "BottleneckModule",
+    "Invertible",
+    "InvertibleModule",
+    "LoRA",
+    "LoRAModule",
+    "Method",
+    "MethodModule",
+    "describe",
+    "method_from_json",
+    "method_to_json",
+    "methods_of",
+]
+
+Method: TypeAlias = Bottleneck | LoRA | Invertible
+MethodModule: TypeAlias = BottleneckModule | LoRAModule | InvertibleModule
+
+METHODS: Final[Mapping[str, type[Method]]] = {
+    "bottleneck": Bottleneck,
+    "invertible": Invertible,
+    "lora": LoRA,
+}
+# The names of AdapterHub's presets, with its sizes.
+PRESETS: Final[Mapping[str, tuple[Method, ...]]] = {
+    "double_seq_bn": (Bottleneck(placement="double", activation="swish"),),
+    "lora": (LoRA(),),
+    "par_bn": (Bottleneck(placement="parallel", reduction=2, scaling=4.0),),
+    "seq_bn": (Bottleneck(),),
+    "seq_bn_inv": (Bottleneck(), Invertible()),
+}
+
+
+def methods_of(method: str | Method | Sequence[Method]) -> tuple[Method, ...]:
+    """Return what `adapterx.add` was given as a tuple of methods.
+
+    Args:
+        method: A method, several that act together (a bottleneck and an invertible coupling), or
+            the name of a preset.
+
+    Raises:
+        ConfigError: If it is something else, or holds one kind of method twice.
+    """
+    if isinstance(method, str):
+        if method not in PRESETS:
+            raise ConfigError(
+                f"No preset {method!r} (known: {', '.join(sorted(PRESETS))})."
+                + near_match(method, PRESETS)
+            )
+        return PRESETS[method]
+    kinds = tuple(METHODS.values())
+    methods = (method,) if isinstance(method, kinds) else method
+    if not isinstance(methods, Sequence) or not methods:
+        raise ConfigError(f"{method!r} is no method. Give Bottleneck(...), LoRA(...) or a preset.")
+    for one in methods:
+        if not isinstance(one, kinds):
+            raise ConfigError(f"{one!r} is no method. Give Bottleneck(...), LoRA(...) or a preset.")
+    if len({type(one) for one in methods}) < len(methods):
+        raise ConfigError(
+            f"{describe(tuple(methods))} holds one kind of method twice. "
+            "Add two adapters and stack them instead."
+        )
+    return tuple(methods)
+
+
+def describe(methods: Sequence[Method]) -> str:
+    """Return a short text for tables: class names and the settings that are not defaults."""
+    return " + ".join(_describe(method) for method in methods)
+
+
+def _describe(method: Method) -> str:
+    settings = [
+        f"{field.name}={getattr(method, field.name)!r}"
+        for field in dataclasses.fields(method)
+        if field.name not in {"leave_out", "layers"}
+        and getattr(method, field.name) != field.default
+        and not (field.name == "alpha" and isinstance(method, LoRA) and method.alpha == method.rank)
+    ]
+    return f"{type(method).__name__}({', '.join(settings)})"
+
+
+def method_to_json(method: Method) -> dict[str, JsonValue]:
+    """Return a method as JSON data: its name in `METHODS` and its fields."""
+    name = next(name for name, kind in METHODS.items() if isinstance(method, kind))
+    fields: dict[str, JsonValue] = {
+        field: list(value) if isinstance(value, tuple) else value
+        for field, value in dataclasses.asdict(method).items()
+    }
+    return {"method": name, **fields}
+
+
+def method_from_json(data: JsonValue) -> Method:
+    """Read what `method_to_json` wrote.
+
+    Raises:
+        ConfigError: If the method, one of its fields or a value is unknown.
+    """
+    if not isinstance(data, Mapping) or data.get("method") not in METHODS:
+        raise ConfigError(f"{data!r} is no method (known: {', '.join(sorted(METHODS))}).")
+    kind = METHODS[str(data["method"])]
+    fields = {name: value for name, value in data.items() if name != "method"}
+    known = {field.name for field in dataclasses.fields(kind)}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise ConfigError(
+            f"{kind.__name__} has no setting {unknown[0]!r} (known: {', '.join(sorted(known))})."
+        )
+    try:
+        return kind(**fields)  # type: ignore[arg-type]  # __post_init__ checks what JSON gave
+    except TypeError as error:
+        raise ConfigError(f"A setting of {kind.__name__} has a wrong type: {error}.") from error

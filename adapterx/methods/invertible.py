@@ -1,0 +1,112 @@
+"""Invertible: a coupling at the embeddings that is undone before the output embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from adapterx.anatomy import Anatomy, Place, Port
+from adapterx.errors import ConfigError
+from adapterx.methods.bottleneck import ACTIVATIONS
+
+__all__ = ["Invertible", "InvertibleModule"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invertible:
+    """NICE additive coupling at the embeddings' output, part of a language adapter.
+
+    With x split in two halves: ``y1 = x1 + F(x2)``, ``y2 = x2 + G(y1)`` (Dinh et al., 2015,
+    https://arxiv.org/abs/1410.8516; MAD-X, Pfeiffer et al., 2020). Its inverse acts right before
+    the output embedding of a model with a masked-language-modelling head.
+
+    Attributes:
+        reduction: Width of a half over the width inside F and G, at least 1.
+        activation: Non-linearity inside F and G.
+    """
+
+    reduction: float = 2
+    activation: Literal["gelu", "leaky_relu", "relu", "swish", "tanh"] = "relu"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reduction, int | float) or not self.reduction >= 1:
+            raise ConfigError(f"reduction is {self.reduction!r} in Invertible. Set it to 1 or more.")
+        if self.activation not in ACTIVATIONS:
+            raise ConfigError(
+                f"activation is {self.activation!r} in Invertible. "
+                f"Choose one of {', '.join(sorted(ACTIVATIONS))}."
+            )
+
+    def resolved(self, layers: int) -> Invertible:
+        """Return the method itself: it acts in no layer."""
+        return self
+
+    def places(self, anatomy: Anatomy, layers: int) -> Iterator[Place]:
+        """Yield the embeddings."""
+        yield Place("embeddings", None, Port(anatomy.embeddings))
+
+    def build(self, place: Place, width_in: int, width_out: int) -> InvertibleModule:
+        """Return the fresh module; it is the identity."""
+        return InvertibleModule(width_out, self)
+
+
+class InvertibleModule(nn.Module):
+    """The two networks of one coupling; a new one is the identity."""
+
+    def __init__(self, hidden_size: int, method: Invertible) -> None:
+        super().__init__()
+        first = hidden_size // 2
+        self.first = first
+        self.F = _network(hidden_size - first, first, method)
+        self.G = _network(first, hidden_size - first, method)
+
+    def forward(self, hidden_states: Tensor, strength: float = 1.0) -> Tensor:
+        """Compute the update that turns x into its coupling.
+
+        Args:
+            hidden_states: x, ``(batch, sequence, hidden)``, any float dtype; computed in the
+                adapter's own dtype, float32 unless changed.
+            strength: Factor of F and G from the composition.
+
+        Returns:
+            ``y - x``, new tensor, shape and dtype of `hidden_states`; zeros before training.
+        """
+        x1, x2 = self._halves(hidden_states)
+        update1 = strength * self.F(x2)
+        update2 = strength * self.G(x1 + update1)
+        return torch.cat([update1, update2], dim=-1).to(hidden_states.dtype)
+
+    def inverse(self, hidden_states: Tensor, strength: float = 1.0) -> Tensor:
+        """Undo the coupling: return x for a given y.
+
+        Args:
+            hidden_states: y, ``(batch, sequence, hidden)``, any float dtype.
+            strength: The factor that the forward direction had.
+
+        Returns:
+            New tensor, shape and dtype of `hidden_states`.
+        """
+        y1, y2 = self._halves(hidden_states)
+        x2 = y2 - strength * self.G(y1)
+        x1 = y1 - strength * self.F(x2)
+        return torch.cat([x1, x2], dim=-1).to(hidden_states.dtype)
+
+    def _halves(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        states = hidden_states.to(self.F[0].weight.dtype)
+        return states[..., : self.first], states[..., self.first :]
+
+
+def _network(width_in: int, width_out: int, method: Invertible) -> nn.Sequential:
+    width = max(1, int(width_out / method.reduction))
+    network = nn.Sequential(
+        nn.Linear(width_in, width), ACTIVATIONS[method.activation](), nn.Linear(width, width_out)
+    )
+    # AdapterHub's coupling is random when new; ours is the identity, as every fresh adapter.
+    last = network[2]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return network

@@ -1,0 +1,63 @@
+"""Which layers a method acts in."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final, TypeAlias
+
+from adapterx.errors import ConfigError
+
+__all__ = ["Layers", "check_layers", "left_out"]
+
+# "all", "upper third", "lower half", ..., or the indices themselves.
+Layers: TypeAlias = str | Collection[int]
+
+_FRACTIONS: Final = {"half": 2, "third": 3, "quarter": 4}
+_WORDS: Final = ("all", *(f"{end} {part}" for end in ("upper", "lower") for part in _FRACTIONS))
+
+
+def check_layers(layers: Layers, leave_out: Collection[int], owner: str) -> None:
+    """Refuse words that are not known and indices that are not non-negative integers.
+
+    Raises:
+        ConfigError: Naming `owner` and the allowed values.
+    """
+    if isinstance(layers, str):
+        if layers not in _WORDS:
+            raise ConfigError(
+                f"layers is {layers!r} in {owner}. Use one of {', '.join(map(repr, _WORDS))}, "
+                "or a list of layer indices."
+            )
+        indices = list(leave_out)
+    else:
+        indices = [*layers, *leave_out]
+    for index in indices:
+        if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+            raise ConfigError(
+                f"{index!r} is no layer in {owner}. Layers are counted from 0 at the embeddings."
+            )
+
+
+def left_out(layers: Layers, leave_out: Collection[int], count: int, owner: str) -> tuple[int, ...]:
+    """Return the sorted indices of the layers, out of `count`, in which a method does not act.
+
+    Raises:
+        ConfigError: If an index is beyond the model's last layer, or no layer is left.
+    """
+    if layers == "all":
+        chosen = set(range(count))
+    elif isinstance(layers, str):
+        end, part = layers.split()
+        size = max(1, round(count / _FRACTIONS[part]))
+        chosen = set(range(count - size, count) if end == "upper" else range(size))
+    else:
+        chosen = set(layers)
+    beyond = sorted(index for index in chosen.union(leave_out) if index >= count)
+    if beyond:
+        raise ConfigError(
+            f"Layer {beyond[0]} in {owner} is beyond this model's last layer, {count - 1}."
+        )
+    chosen.difference_update(leave_out)
+    if not chosen:
+        raise ConfigError(f"{owner} leaves out all {count} layers. Keep at least one.")
+    return tuple(sorted(set(range(count)) - chosen))

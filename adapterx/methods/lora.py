@@ -1,0 +1,139 @@
+"""LoRA: a low-rank update of a frozen projection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from torch import Tensor, nn
+
+from adapterx.anatomy import PROJECTIONS, Anatomy, Place, Port
+from adapterx.errors import ConfigError, near_match
+from adapterx.methods.layers import Layers, check_layers, left_out
+
+__all__ = ["LoRA", "LoRAModule"]
+
+_GROUPS: Final[dict[str, tuple[str, ...]]] = {
+    "all": PROJECTIONS,
+    "attention": tuple(site for site in PROJECTIONS if site.startswith("attention.")),
+    "ffn": tuple(site for site in PROJECTIONS if site.startswith("ffn.")),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoRA:
+    """Low-rank updates of projections: ``y + scale * B(A(dropout(x)))``.
+
+    Hu et al., 2021, https://arxiv.org/abs/2106.09685. Two stacked LoRAs on one projection add up:
+    they read the same x. Saved in PEFT's layout.
+
+    Attributes:
+        rank: Rank of the update, at least 1.
+        alpha: Numerator of the scale ``alpha / rank``; None stands for `rank`, a scale of 1.
+        targets: ``"attention"``, ``"ffn"``, ``"all"``, or names of projection sites, e.g.
+            ``["attention.query", "attention.value"]``.
+        dropout: Probability of zeroing a unit of x in training, 0 to 1.
+        rslora: Use the scale ``alpha / sqrt(rank)`` (Kalajdzievski, 2023,
+            https://arxiv.org/abs/2312.03732).
+        layers: Where it acts: ``"all"``, ``"upper third"`` (half, quarter; lower), or indices.
+            Resolved into `leave_out` when the adapter is added to a model.
+        leave_out: Indices of layers in which it does not act, counted from 0.
+    """
+
+    rank: int = 8
+    alpha: float | None = None
+    targets: str | Collection[str] = ("attention.query", "attention.value")
+    dropout: float = 0.0
+    rslora: bool = False
+    layers: Layers = "all"
+    leave_out: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        targets = self.targets
+        if isinstance(targets, str):
+            targets = _GROUPS.get(targets, (targets,))
+        for target in targets:
+            if target not in PROJECTIONS:
+                known = (*_GROUPS, *PROJECTIONS)
+                raise ConfigError(
+                    f"targets holds {target!r} in LoRA (known: {', '.join(known)})."
+                    + near_match(str(target), known)
+                )
+        if not targets:
+            raise ConfigError("targets is empty in LoRA. Name at least one projection.")
+        object.__setattr__(self, "targets", tuple(site for site in PROJECTIONS if site in targets))
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+            raise ConfigError(f"rank is {self.rank!r} in LoRA. Set it to 1 or more.")
+        if self.alpha is None:
+            object.__setattr__(self, "alpha", float(self.rank))
+        if not isinstance(self.alpha, int | float) or not math.isfinite(self.alpha):
+            raise ConfigError(f"alpha is {self.alpha!r} in LoRA. Give a number, or None for rank.")
+        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout!r} in LoRA. It lies in [0, 1).")
+        for field in ("layers", "leave_out"):
+            value = getattr(self, field)
+            if not isinstance(value, str):
+                object.__setattr__(self, field, tuple(value))
+        check_layers(self.layers, self.leave_out, "LoRA")
+
+    @property
+    def scale(self) -> float:
+        """Factor of the update: ``alpha / rank``, or ``alpha / sqrt(rank)`` with rsLoRA."""
+        assert self.alpha is not None
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def resolved(self, layers: int) -> LoRA:
+        """Return the same method with `layers` written out as `leave_out` for a model's size.
+
+        Raises:
+            ConfigError: If a layer is beyond the model.
+        """
+        out = left_out(self.layers, self.leave_out, layers, "LoRA")
+        return replace(self, layers="all", leave_out=out)
+
+    def places(self, anatomy: Anatomy, layers: int) -> Iterator[Place]:
+        """Yield where the modules go in a model of `layers` layers."""
+        for layer in range(layers):
+            if layer not in self.leave_out:
+                for site, module in anatomy.projections.items():
+                    if site in self.targets:
+                        yield anatomy.in_layer(layer, site, Port(module, reads="source"))
+
+    def build(self, place: Place, width_in: int, width_out: int) -> LoRAModule:
+        """Return the fresh module of one place; its update is zero."""
+        return LoRAModule(width_in, width_out, self)
+
+
+class LoRAModule(nn.Module):
+    """Weights of one low-rank update; a new one returns zeros.
+
+    The parameters are named and shaped as PEFT's: ``lora_A`` (rank, in), ``lora_B`` (out, rank).
+    """
+
+    def __init__(self, width_in: int, width_out: int, method: LoRA) -> None:
+        super().__init__()
+        self.lora_A = nn.Linear(width_in, method.rank, bias=False)
+        self.lora_B = nn.Linear(method.rank, width_out, bias=False)
+        self.dropout = nn.Dropout(method.dropout)
+        self.scale = method.scale
+        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_B.weight)
+
+    def forward(self, inputs: Tensor, strength: float = 1.0) -> Tensor:
+        """Compute the update of the projection's output.
+
+        Args:
+            inputs: What the projection reads, ``(..., in)``, any float dtype; computed in the
+                adapter's own dtype, float32 unless changed.
+            strength: Factor from the composition.
+
+        Returns:
+            New tensor ``(..., out)`` of the dtype of `inputs`; zeros before training.
+        """
+        hidden: Tensor = self.lora_A(self.dropout(inputs.to(self.lora_A.weight.dtype)))
+        # Scaling the narrow side is rank/out of the work of scaling the result. Both are called
+        # as modules: offloading (device_map) brings a weight in when its module is called.
+        update: Tensor = self.lora_B(hidden * (self.scale * strength))
+        return update.to(inputs.dtype)

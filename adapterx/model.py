@@ -1,0 +1,484 @@
+"""The only door into a model: add adapters, say which act and which train, and undo it all.
+
+Every verb changes a Hugging Face model in place and returns it. What is attached to an encoder
+is kept on it as ``encoder.adapterx`` (a `Registry`); the heads of its tasks are kept on the
+model as ``model.adapterx_heads``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from adapterx.anatomy import Anatomy, Place, anatomy_of
+from adapterx.composition import Composition, JsonValue, check_name, names, parse
+from adapterx.errors import (
+    BaseModelError,
+    CompositionError,
+    ConfigError,
+    UnknownNameError,
+    near_match,
+)
+from adapterx.heads import Heads, Labels, Problem
+from adapterx.methods import Method, MethodModule, methods_of
+from adapterx.plan import Plan, Switch, compile_plan
+from adapterx.sites import CHILD, Site, install, remove
+
+__all__ = [
+    "Adapter",
+    "Kind",
+    "Registry",
+    "activate",
+    "adapter_modules",
+    "add",
+    "detach",
+    "heads_of",
+    "insert",
+    "registry_of",
+    "set_strength",
+    "set_trainable",
+    "unwrap",
+    "using",
+]
+
+Kind: TypeAlias = Literal["language", "task"]
+KINDS: Final[tuple[Kind, ...]] = ("language", "task")
+_HEADS: Final = "adapterx_heads"
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What is known of one attached adapter; its weights are in the sites.
+
+    Attributes:
+        name: Its name on this model.
+        kind: ``"language"`` or ``"task"``.
+        methods: Its methods, resolved for this model.
+        places: Where its modules are.
+        language: BCP-47 tag: a language adapter's own, a task's language of training.
+        strength: At which `attach` uses it in a stack; 1 is as trained.
+        facts: More that its card says (training data, scores), as JSON.
+    """
+
+    name: str
+    kind: Kind
+    methods: tuple[Method, ...]
+    places: tuple[Place, ...]
+    language: str | None = None
+    strength: float = 1.0
+    facts: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+class Registry:
+    """What is attached to one encoder: adapters, sites, the setup in force."""
+
+    def __init__(self, encoder: PreTrainedModel) -> None:
+        self.anatomy: Anatomy = anatomy_of(encoder.config.model_type)
+        self.layers = len(encoder.get_submodule(self.anatomy.layers))
+        self.switch = Switch()
+        self.adapters: dict[str, Adapter] = {}
+        self.active: Composition | None = None
+        self.sites: dict[str, Site] = {}
+        # The flags a user had set before; `detach` gives them back.
+        self.frozen_before = frozenset(
+            name for name, parameter in encoder.named_parameters() if not parameter.requires_grad
+        )
+        self.plans: dict[Composition | None, Plan] = {}
+
+    def require(self, name: str) -> Adapter:
+        """Return the adapter of that name.
+
+        Raises:
+            UnknownNameError: If it is not attached; near misses are suggested.
+        """
+        if name not in self.adapters:
+            attached = ", ".join(map(repr, self.adapters)) or "none"
+            raise UnknownNameError(
+                f"No adapter {name!r} on this model (attached: {attached})."
+                f"{near_match(name, self.adapters)} "
+                "Otherwise load it first: adapterx.load(model, folder)."
+            )
+        return self.adapters[name]
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """Return the Hugging Face model inside DDP, FSDP1 or ``torch.compile`` wrappers.
+
+    Raises:
+        BaseModelError: If there is none.
+    """
+    inner: Any = model
+    while not isinstance(inner, PreTrainedModel):
+        wrapped = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+        if not isinstance(wrapped, nn.Module):
+            raise BaseModelError(
+                f"{type(model).__name__} is no Hugging Face model. "
+                "Pass what AutoModel….from_pretrained returned."
+            )
+        inner = wrapped
+    return inner
+
+
+def registry_of(model: nn.Module) -> Registry | None:
+    """Return what is attached to a model's encoder, None if nothing ever was."""
+    registry = getattr(unwrap(model).base_model, CHILD, None)
+    return registry if isinstance(registry, Registry) else None
+
+
+def heads_of(model: nn.Module) -> Heads | None:
+    """Return the heads of a model's tasks, None if nothing was attached."""
+    heads = unwrap(model)._modules.get(_HEADS)
+    return heads if isinstance(heads, Heads) else None
+
+
+def _open(model: nn.Module) -> tuple[PreTrainedModel, Registry, Heads]:
+    """Return the model, its registry and its heads, made if they are not there yet."""
+    inner = unwrap(model)
+    encoder = inner.base_model
+    registry, heads = registry_of(inner), heads_of(inner)
+    if registry is None:
+        registry = Registry(encoder)
+        setattr(encoder, CHILD, registry)
+    if heads is None:
+        heads = Heads(inner, registry.anatomy.pooler)
+        inner.register_module(_HEADS, heads)
+    return inner, registry, heads
+
+
+def add(
+    model: _Model,
+    name: str,
+    method: str | Method | Sequence[Method],
+    *,
+    kind: Kind = "task",
+    language: str | None = None,
+    labels: Sequence[str] | None = None,
+    problem: Problem | None = None,
+) -> _Model:
+    """Add a fresh adapter. It is frozen and acts nowhere until told: `set_trainable`, `activate`.
+
+    Args:
+        model: A Hugging Face model of a known family.
+        name: Letters, digits, ``-`` and ``_``.
+        method: ``Bottleneck(...)``, ``LoRA(...)``, ``Invertible(...)``, a sequence of methods that
+            act together, or a preset: ``"seq_bn"``, ``"double_seq_bn"``, ``"par_bn"``,
+            ``"seq_bn_inv"``, ``"lora"``.
+        kind: ``"task"`` adapters bring a head of their own, if the model's class has one.
+        language: BCP-47 tag; for a language adapter its name unless given.
+        labels: A task's label names; None copies the model's own head with its labels.
+        problem: ``"single_label_classification"``, ``"multi_label_classification"`` or
+            ``"regression"``; None leaves it to the model's class.
+
+    Returns:
+        `model`, changed in place; its answers are the same as before.
+
+    Raises:
+        CompositionError: If the name is taken or cannot be a name.
+        ConfigError: If a setting is out of range, or labels are given to a language adapter.
+        BaseModelError: If the model's family is not known, or it has no head for the labels.
+    """
+    if kind == "language" and (labels is not None or problem is not None):
+        raise ConfigError(
+            f"labels or problem given for {name!r}, a language adapter. Only tasks have a head."
+        )
+    if problem is not None and labels is None:
+        raise ConfigError(f"problem given for {name!r} without labels. Give both, or neither.")
+    if kind == "language" and language is None:
+        language = name
+    return insert(
+        model,
+        Adapter(check_name(name), kind, methods_of(method), (), language),
+        labels=None if labels is None else Labels(tuple(labels), problem),
+    )
+
+
+def insert(
+    model: _Model,
+    adapter: Adapter,
+    *,
+    labels: Labels | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+    head: Mapping[str, Tensor] | None = None,
+) -> _Model:
+    """Put an adapter into a model, fresh or with the weights of a saved one.
+
+    Args:
+        model: A Hugging Face model of a known family.
+        adapter: What to insert; its methods are resolved here, its places found.
+        labels: A task's labels; None copies the model's own head.
+        tensors: Weights by ``site.parameter``; None for fresh ones.
+        head: The head's weights by ``place.parameter``; None for fresh ones.
+
+    Returns:
+        `model`. On any error it is as it was.
+
+    Raises:
+        CompositionError, ConfigError, BaseModelError: As `add` says; also if weights do not fit.
+    """
+    inner, registry, heads = _open(model)
+    name = adapter.name
+    try:
+        if name in registry.adapters:
+            raise CompositionError(
+                f"An adapter {name!r} is on this model already. "
+                "Choose another name, or take it off first: adapterx.detach(model, name)."
+            )
+        if adapter.kind not in KINDS:
+            raise ConfigError(
+                f"kind is {adapter.kind!r} for adapter {name!r}. Use 'language' or 'task'."
+            )
+        methods = tuple(method.resolved(registry.layers) for method in adapter.methods)
+        built = list(_build(inner, registry, methods))
+        if tensors is not None:
+            _fill(built, tensors, name)
+        # The last step that can fail; nothing of the encoder was touched before it.
+        if adapter.kind == "task":
+            heads.add(inner, name, labels, head)
+    except Exception:
+        if not registry.adapters:
+            _close(inner, registry)
+        raise
+    encoder = inner.base_model
+    for place, module in built:
+        site = install(encoder.get_submodule(place.port.module), place.port, registry.switch)
+        site.put(name, module)
+        registry.sites[place.port.module] = site
+        output = inner.get_output_embeddings() if place.site == "embeddings" else None
+        if output is not None and not _hooked_by(output, site):
+            output.register_forward_pre_hook(site.undo)
+    places = tuple(place for place, _ in built)
+    registry.adapters[name] = replace(adapter, methods=methods, places=places)
+    registry.plans.clear()
+    return model
+
+
+def _build(
+    model: PreTrainedModel, registry: Registry, methods: Sequence[Method]
+) -> Iterator[tuple[Place, MethodModule]]:
+    encoder = model.base_model
+    hidden = encoder.config.hidden_size
+    device = next(encoder.parameters()).device
+    for method in methods:
+        for place in method.places(registry.anatomy, registry.layers):
+            hooked = encoder.get_submodule(place.port.module)
+            width_in = getattr(hooked, "in_features", hidden)
+            width_out = getattr(hooked, "out_features", hidden)
+            module = method.build(place, width_in, width_out)
+            own = next(hooked.parameters(), None)
+            # Float32 on a half-precision base, beside the module it acts on (device_map).
+            module.to(device=device if own is None else own.device, dtype=torch.float32)
+            yield place, module.requires_grad_(False).train(model.training)
+
+
+def _fill(
+    built: Sequence[tuple[Place, MethodModule]], tensors: Mapping[str, Tensor], name: str
+) -> None:
+    expected = {
+        f"{place.site}.{key}": value
+        for place, module in built
+        for key, value in module.state_dict().items()
+    }
+    wrong = sorted(set(expected) ^ set(tensors)) or sorted(
+        key for key, value in expected.items() if value.shape != tensors[key].shape
+    )
+    if wrong:
+        raise BaseModelError(
+            f"The weights of {name!r} do not fit this model: {wrong[0]!r} is missing, unknown or "
+            "of another shape. Load it onto the encoder it was trained for."
+        )
+    for place, module in built:
+        module.load_state_dict({key: tensors[f"{place.site}.{key}"] for key in module.state_dict()})
+
+
+def _hooked_by(module: nn.Module, site: Site) -> bool:
+    return any(
+        getattr(hook, "__self__", None) is site for hook in module._forward_pre_hooks.values()
+    )
+
+
+def _plan(inner: PreTrainedModel, registry: Registry, composition: object) -> Plan:
+    """Return the plan of a composition or its text, from the cache if it was made before."""
+    if composition in registry.plans:
+        return registry.plans[composition]  # type: ignore[index]  # it is in there
+    value = parse(composition) if isinstance(composition, str) else composition
+    if value is not None:
+        for name in names(value):  # type: ignore[arg-type]  # checked: it raises on others
+            registry.require(name)
+    heads = heads_of(inner)
+    plan = compile_plan(
+        value,  # type: ignore[arg-type]
+        {key: tuple(site.names()) for key, site in registry.sites.items()},
+        heads.names() if heads is not None else (),
+    )
+    registry.plans[composition] = plan  # type: ignore[index]
+    return plan
+
+
+def activate(model: _Model, composition: Composition | None) -> _Model:
+    """Say which adapters act from now on; the head of the last task in it answers.
+
+    Args:
+        model: A model with adapters.
+        composition: A name, ``Stack(...)``, ``Scale(...)``, the text form of one, or None for the
+            plain base with its own head.
+
+    Returns:
+        `model`. Which parameters train is not changed.
+
+    Raises:
+        UnknownNameError: If a name is not attached; what was active stays so.
+        CompositionError: If it is not a composition.
+    """
+    inner = unwrap(model)
+    registry = registry_of(inner)
+    if registry is None:
+        if composition is None:
+            return model
+        registry = Registry(inner.base_model)  # only to say that nothing is attached
+    plan = _plan(inner, registry, composition)
+    heads = heads_of(inner)
+    if heads is not None:
+        heads.show(inner, plan.head)
+    registry.switch.steps = plan.steps
+    registry.active = plan.composition
+    return model
+
+
+@contextmanager
+def using(model: _Model, composition: Composition | None) -> Iterator[_Model]:
+    """Activate a composition for a while; afterwards what was active before is so again.
+
+    With gradient checkpointing, run ``backward`` inside: checkpointed layers run again there.
+
+    Raises:
+        UnknownNameError, CompositionError: As `activate`.
+    """
+    registry = registry_of(model)
+    before = registry.active if registry is not None else None
+    activate(model, composition)
+    try:
+        yield model
+    finally:
+        activate(model, before)
+
+
+def set_trainable(model: _Model, names: str | Collection[str]) -> _Model:
+    """Make exactly these adapters (and their heads) trainable; everything else is frozen.
+
+    Args:
+        model: A model with adapters.
+        names: One name or several; an empty collection freezes everything.
+
+    Raises:
+        UnknownNameError: If a name is not attached.
+    """
+    inner = unwrap(model)
+    wanted = [names] if isinstance(names, str) else list(names)
+    registry = registry_of(inner) or Registry(inner.base_model)
+    for name in wanted:
+        registry.require(name)
+    inner.requires_grad_(False)
+    for name in wanted:
+        for _, module in adapter_modules(inner, name):
+            module.requires_grad_(True)
+        heads = heads_of(inner)
+        for module in heads.modules_of(inner, name).values() if heads is not None else ():
+            module.requires_grad_(True)
+    return model
+
+
+def set_strength(model: _Model, name: str, strength: float) -> _Model:
+    """Set the strength at which `adapterx.attach` stacks an adapter; it is saved with it.
+
+    Raises:
+        UnknownNameError: If it is not attached.
+    """
+    registry = registry_of(model) or Registry(unwrap(model).base_model)
+    registry.adapters[name] = replace(registry.require(name), strength=float(strength))
+    return model
+
+
+def adapter_modules(model: nn.Module, name: str) -> list[tuple[Place, MethodModule]]:
+    """Return the modules of one adapter with their places.
+
+    Raises:
+        UnknownNameError: If it is not attached.
+    """
+    inner = unwrap(model)
+    registry = registry_of(inner) or Registry(inner.base_model)
+    adapter = registry.require(name)
+    return [(place, registry.sites[place.port.module].module_of(name)) for place in adapter.places]
+
+
+def detach(model: _Model, name: str | None = None) -> _Model:
+    """Take one adapter off, or all of them: then the model is the base again, bit for bit.
+
+    Args:
+        model: A model with adapters; one without is returned as it is.
+        name: The adapter; None for all.
+
+    Raises:
+        UnknownNameError: If it is not attached.
+        CompositionError: If it is part of what is active.
+    """
+    inner = unwrap(model)
+    registry = registry_of(inner)
+    if registry is None and name is None:
+        return model
+    registry = registry or Registry(inner.base_model)
+    if name is not None:
+        registry.require(name)
+        if registry.active is not None and name in names(registry.active):
+            raise CompositionError(
+                f"{name!r} is part of what is active, {registry.active}. "
+                "Activate something else first: adapterx.activate(model, None)."
+            )
+        _take_off(inner, registry, name)
+    else:
+        activate(inner, None)
+        for each in list(registry.adapters):
+            _take_off(inner, registry, each)
+    if not registry.adapters:
+        _close(inner, registry)
+    return model
+
+
+def _take_off(inner: PreTrainedModel, registry: Registry, name: str) -> None:
+    encoder = inner.base_model
+    heads = heads_of(inner)
+    if heads is not None and name in heads.names():
+        heads.remove(name)
+    for place in registry.adapters.pop(name).places:
+        key = place.port.module
+        site = registry.sites[key]
+        site.drop(name)
+        if next(site.names(), None) is None:
+            remove(encoder.get_submodule(key), site)
+            output = inner.get_output_embeddings()
+            if output is not None:
+                remove(output, site)
+            del registry.sites[key]
+    registry.plans.clear()
+
+
+def _close(inner: PreTrainedModel, registry: Registry) -> None:
+    """Take the registry and the heads off, and give the parameters their first flags back."""
+    encoder, heads = inner.base_model, heads_of(inner)
+    delattr(encoder, CHILD)
+    for owner in (inner, encoder):  # the adapters may have been added to the encoder itself
+        owner._modules.pop(_HEADS, None)
+    if heads is not None:
+        _give_flags_back(inner, heads.frozen_before)
+    _give_flags_back(encoder, registry.frozen_before)
+
+
+def _give_flags_back(module: nn.Module, frozen: Collection[str]) -> None:
+    for key, parameter in module.named_parameters():
+        parameter.requires_grad_(key not in frozen)

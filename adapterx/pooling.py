@@ -1,0 +1,106 @@
+"""A sentence classifier that reads the mean over tokens, the right head for sentence encoders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from adapterx.anatomy import anatomy_of
+
+__all__ = ["MeanPoolingForSequenceClassification"]
+
+
+class MeanPoolingForSequenceClassification(PreTrainedModel):
+    """Any known encoder with a linear classifier on the mean of its token vectors.
+
+    Hugging Face's classes read the first token, or a pooler on it; an encoder trained by mean
+    pooling (the E5 family, most sentence encoders) has nothing there. Loads from the encoder's
+    own folder or Hub id with ``from_pretrained``, and works with ``pipeline`` and ``Trainer``.
+    """
+
+    config_class = PretrainedConfig
+    base_model_prefix = "base"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        without = {"add_pooling_layer": False} if anatomy_of(config.model_type).pooler else {}
+        self.base = AutoModel.from_config(config, **without)
+        dropout = getattr(config, "classifier_dropout", None)
+        self.dropout = nn.Dropout(0.1 if dropout is None else dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any = None, **kwargs: Any
+    ) -> MeanPoolingForSequenceClassification:
+        """Load the encoder's weights; see ``PreTrainedModel.from_pretrained``."""
+        if config is None:
+            # Keys of the configuration (num_labels, id2label, ...) go there, the rest onwards.
+            revision = {key: kwargs[key] for key in ("revision", "token") if key in kwargs}
+            config, kwargs = AutoConfig.from_pretrained(
+                pretrained_model_name_or_path, return_unused_kwargs=True, **{**kwargs, **revision}
+            )
+            kwargs.update(revision)
+        model: MeanPoolingForSequenceClassification = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, config=config, **kwargs
+        )
+        return model
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Classify each row.
+
+        Args:
+            input_ids: ``(batch, sequence)``, int64.
+            attention_mask: ``(batch, sequence)``, 1 for tokens, 0 for padding; None for no padding.
+            inputs_embeds: ``(batch, sequence, hidden)`` in place of `input_ids`.
+            labels: ``(batch,)`` int64; ``(batch, labels)`` float for several labels a row;
+                ``(batch,)`` float for regression.
+            kwargs: Passed to the encoder.
+
+        Returns:
+            Logits ``(batch, labels)`` and, with `labels`, the loss.
+        """
+        outputs = self.base(
+            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+        )
+        states: Tensor = outputs.last_hidden_state
+        if attention_mask is None:
+            attention_mask = torch.ones(states.shape[:2], device=states.device)
+        # Summed in float32: a mean over many tokens loses digits in half precision.
+        weights = attention_mask.unsqueeze(-1).to(torch.float32)
+        mean = (states.float() * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+        logits: Tensor = self.classifier(self.dropout(mean.to(states.dtype)))
+        loss = None if labels is None else self._loss(logits, labels)
+        return SequenceClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        problem = self.config.problem_type
+        if problem == "regression" or (problem is None and self.num_labels == 1):
+            return functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+        if problem == "multi_label_classification":
+            return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        return functional.cross_entropy(logits, labels)

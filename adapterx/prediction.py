@@ -1,0 +1,174 @@
+"""Predict: texts in, labels with scores out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias, TypedDict
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from adapterx.attachment import attach
+from adapterx.composition import Composition
+from adapterx.errors import BaseModelError, ConfigError
+from adapterx.model import activate, registry_of, unwrap
+
+__all__ = ["Prediction", "Text", "logits_of", "predict"]
+
+# One text, or the two parts of a pair.
+Text: TypeAlias = str | tuple[str, str]
+
+
+class Prediction(TypedDict, total=False):
+    """The answer for one text.
+
+    Attributes:
+        label: The best label; for several labels a text, those above one half, with commas.
+        score: Its probability; for regression the value itself.
+        scores: Probability of every label.
+    """
+
+    label: str
+    score: float
+    scores: dict[str, float]
+
+
+def predict(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Text],
+    *,
+    lang: str | None = None,
+    task: str | None = None,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> list[Prediction]:
+    """Answer a classification task for each text.
+
+    Args:
+        model: A sequence-classification model, with adapters or without.
+        tokenizer: The encoder's tokenizer.
+        texts: Texts, or pairs of texts.
+        lang: Language to attach for this call; None for what is active.
+        task: Task to attach for this call; None for what is active.
+        batch_size: Rows per forward pass, at least 1; texts of like length share a batch.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        One dict per text, in order: ``label``, ``score`` (0 to 1) and ``scores`` by label; for
+        regression ``score`` alone.
+
+    Raises:
+        ConfigError: If `texts` is one string, or `batch_size` is below 1.
+        BaseModelError: If the model gives no class logits.
+        UnknownNameError: As `adapterx.attach`.
+    """
+    if isinstance(texts, str):
+        raise ConfigError("texts is one string in predict. Give a list: predict(…, [text]).")
+    with _attached(model, lang, task):
+        logits = logits_of(model, tokenizer, texts, batch_size=batch_size, progress=progress)
+        config = unwrap(model).config
+        return [_answer(row, config.id2label, config.problem_type) for row in logits]
+
+
+def logits_of(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Text],
+    *,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> Tensor:
+    """Return the logits of each text under what is active.
+
+    Args:
+        model: A sequence-classification model.
+        tokenizer: The encoder's tokenizer.
+        texts: Texts, or pairs of texts.
+        batch_size: Rows per forward pass, at least 1.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        ``(texts, labels)``, float32, on the CPU.
+
+    Raises:
+        ConfigError: If `batch_size` is below 1.
+        BaseModelError: If the model gives no class logits.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size} in predict. Set it to 1 or more.")
+    inner = unwrap(model)
+    device = next(inner.parameters()).device
+    order = sorted(range(len(texts)), key=lambda index: _length(texts[index]), reverse=True)
+    rows: list[Tensor] = [torch.empty(0)] * len(texts)
+    training = inner.training
+    inner.eval()
+    try:
+        with torch.inference_mode():
+            for chosen in _batches(order, batch_size, progress):
+                batch = tokenizer(
+                    [texts[index] for index in chosen],
+                    padding=True,
+                    truncation=True,
+                    max_length=_max_length(tokenizer, inner),
+                    return_tensors="pt",
+                ).to(device)
+                logits = getattr(model(**batch), "logits", None)
+                if not isinstance(logits, Tensor) or logits.dim() != 2:
+                    raise BaseModelError(
+                        f"{type(inner).__name__} gives no class logits. Load the encoder with a "
+                        "sequence-classification class."
+                    )
+                for index, row in zip(chosen, logits.float().cpu(), strict=True):
+                    rows[index] = row
+    finally:
+        inner.train(training)
+    return torch.stack(rows) if rows else torch.empty(0, inner.config.num_labels)
+
+
+@contextmanager
+def _attached(model: nn.Module, lang: str | None, task: str | None) -> Iterator[None]:
+    if lang is None and task is None:
+        yield
+        return
+    registry = registry_of(model)
+    before: Composition | None = registry.active if registry is not None else None
+    attach(model, lang=lang, task=task)
+    try:
+        yield
+    finally:
+        activate(model, before)
+
+
+def _length(text: Text) -> int:
+    return len(text) if isinstance(text, str) else sum(map(len, text))
+
+
+def _max_length(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> int:
+    positions = getattr(model.config, "max_position_embeddings", 512)
+    # RoBERTa counts positions from the padding index on: two fewer than it has.
+    usable = positions - 2 if "roberta" in model.config.model_type else positions
+    return int(min(tokenizer.model_max_length, usable))
+
+
+def _batches(order: Sequence[int], size: int, progress: bool) -> Iterator[Sequence[int]]:
+    starts = range(0, len(order), size)
+    if progress:
+        from tqdm.auto import tqdm
+
+        starts = tqdm(starts, desc="predict", unit="batch")
+    for start in starts:
+        yield order[start : start + size]
+
+
+def _answer(logits: Tensor, labels: dict[int, str], problem: str | None) -> Prediction:
+    if problem == "regression" or (problem is None and len(logits) == 1):
+        return {"score": float(logits[0])}
+    several = problem == "multi_label_classification"
+    scores = (logits.sigmoid() if several else logits.softmax(-1)).tolist()
+    named = {labels[index]: score for index, score in enumerate(scores)}
+    best = max(named, key=named.__getitem__)
+    label = ", ".join(key for key, score in named.items() if score > 0.5) if several else best
+    return {"label": label, "score": named[best], "scores": named}

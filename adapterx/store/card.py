@@ -1,0 +1,207 @@
+"""Cards: the facts about a saved adapter (``adapterx.json``), and the identity of its base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+from transformers import PreTrainedModel
+
+import adapterx
+from adapterx.composition import JsonValue
+from adapterx.errors import FormatError
+from adapterx.heads import Labels
+from adapterx.model import Adapter, Kind
+from adapterx.sites import CHILD
+
+__all__ = ["CARD", "Base", "Card", "base_of", "read_json"]
+
+CARD: Final = "adapterx.json"
+_FORMAT: Final = 1
+_TENSORS: Final = 16
+_PER_TENSOR: Final = 4
+# Half precision keeps 8 bits: the same weights differ by up to 0.4 % after a cast. Continued
+# pretraining moves a good part of the sampled weights by more than this.
+_TOLERANCE: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What identifies an encoder.
+
+    Attributes:
+        type: Hugging Face's model type.
+        name: Hub id, or the last part of the folder it came from; for people, not compared.
+        hidden_size: Width of the hidden states.
+        layers: Number of layers.
+        vocab_size: Rows of the word embedding.
+        fingerprint: Sixty-four weights, taken evenly from its matrices, in a fixed order.
+    """
+
+    type: str
+    name: str
+    hidden_size: int
+    layers: int
+    vocab_size: int
+    fingerprint: tuple[float, ...]
+
+    def difference(self, other: Base) -> str | None:
+        """Return in words how `other` differs from this base, None if it is the same.
+
+        The same weights in another float dtype are the same base.
+        """
+        for word, mine, theirs in (
+            ("type", self.type, other.type),
+            ("hidden size", self.hidden_size, other.hidden_size),
+            ("number of layers", self.layers, other.layers),
+            ("vocabulary", self.vocab_size, other.vocab_size),
+        ):
+            if mine != theirs:
+                return f"{word} {mine}, not {theirs}"
+        pairs = list(zip(self.fingerprint, other.fingerprint, strict=False))
+        near = all(abs(a - b) <= _TOLERANCE * abs(a) + 1e-6 for a, b in pairs)
+        if len(self.fingerprint) != len(other.fingerprint) or not near:
+            return "the same sizes, but other weights"
+        return None
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.type}, {self.layers} layers of {self.hidden_size})"
+
+
+def base_of(model: PreTrainedModel) -> Base:
+    """Return the identity of a model's encoder; adapters and heads do not count."""
+    encoder = model.base_model
+    config = encoder.config
+    matrices = {
+        name: parameter
+        for name, parameter in encoder.named_parameters()
+        if parameter.dim() >= 2 and CHILD not in name.split(".") and "pooler" not in name.split(".")
+    }
+    ordered = [matrices[name] for name in sorted(matrices)]
+    picked = [ordered[i * len(ordered) // _TENSORS] for i in range(_TENSORS)]
+    sample: list[float] = []
+    for matrix in picked:
+        flat = matrix.detach().reshape(-1)
+        at = torch.arange(1, _PER_TENSOR + 1) * (flat.numel() // (_PER_TENSOR + 1))
+        sample += flat[at.to(flat.device)].float().tolist()
+    source = Path(str(config._name_or_path or ""))
+    name = source.name if source.is_dir() or source.is_absolute() else str(source)
+    return Base(
+        type=config.model_type,
+        name=name if name not in {"", "."} else config.model_type,
+        hidden_size=config.hidden_size,
+        layers=config.num_hidden_layers,
+        vocab_size=config.vocab_size,
+        fingerprint=tuple(float(f"{value:.6g}") for value in sample),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """The facts about one saved adapter.
+
+    Attributes:
+        name: Name it was saved under.
+        kind: ``"language"`` or ``"task"``.
+        base: The encoder it was trained for.
+        language: BCP-47 tag: a language adapter's own, a task's language of training.
+        strength: At which `adapterx.attach` uses it in a stack.
+        labels: A task's labels; None without a head.
+        model_class: The class its head belongs to, for people who must load one.
+        facts: Anything else, as JSON: training data, settings, scores.
+        adapterx: Version that wrote it.
+    """
+
+    name: str
+    kind: Kind
+    base: Base
+    language: str | None = None
+    strength: float = 1.0
+    labels: Labels | None = None
+    model_class: str | None = None
+    facts: Mapping[str, JsonValue] = field(default_factory=dict)
+    adapterx: str = adapterx.__version__
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the card as JSON data."""
+        data = cast("dict[str, JsonValue]", asdict(self))
+        return {"format": _FORMAT, **data, "facts": dict(self.facts)}
+
+    @classmethod
+    def read(cls, folder: Path) -> Card:
+        """Read ``adapterx.json`` of a folder.
+
+        Raises:
+            FormatError: If it is missing, not JSON, of a newer format, or a field is wrong.
+        """
+        path = folder / CARD
+        data = read_json(path)
+        if data.get("format") != _FORMAT:
+            raise FormatError(
+                f"{path} has format {data.get('format')!r}; this adapterx reads {_FORMAT}. "
+                "Update adapterx: pip install -U adapterx."
+            )
+        try:
+            base = dict(data["base"])
+            labels = data.get("labels")
+            card = cls(
+                name=_text(data["name"]),
+                kind=cast("Kind", {"language": "language", "task": "task"}[data["kind"]]),
+                base=Base(
+                    type=_text(base["type"]),
+                    name=_text(base["name"]),
+                    hidden_size=int(base["hidden_size"]),
+                    layers=int(base["layers"]),
+                    vocab_size=int(base["vocab_size"]),
+                    fingerprint=tuple(float(value) for value in base["fingerprint"]),
+                ),
+                language=None if data.get("language") is None else _text(data["language"]),
+                strength=float(data.get("strength", 1.0)),
+                labels=None
+                if labels is None
+                else Labels(tuple(_text(name) for name in labels["names"]), labels["problem"]),
+                model_class=data.get("model_class"),
+                facts=dict(data.get("facts", {})),
+                adapterx=_text(data["adapterx"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(
+                f"{path} has a missing or wrong field ({type(error).__name__}: {error}). "
+                "Save the adapter again, or fetch the folder again."
+            ) from error
+        return card
+
+    def adapter(self, methods: tuple[Any, ...], name: str | None) -> Adapter:
+        """Return what is inserted into a model when this card's folder is loaded."""
+        return Adapter(
+            name or self.name, self.kind, methods, (), self.language, self.strength, self.facts
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file.
+
+    Raises:
+        FormatError: If the file is missing, or does not hold one.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FormatError(
+            f"There is no {path.name} in {path.parent}. Give a folder that adapterx.save wrote."
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"{path} cannot be read as JSON: {str(error)[:120]}.") from error
+    if not isinstance(data, dict):
+        raise FormatError(f"{path} does not hold a JSON object.")
+    return data
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value

@@ -1,0 +1,236 @@
+"""Folders: write an attached adapter to disk, and read one back into a model.
+
+A folder holds ``adapterx.json`` (the card), ``adapter_config.json`` (the methods; for a lone LoRA
+in PEFT's layout), ``adapter_model.safetensors``, for a task ``head.safetensors``, and a
+``README.md``. It is written beside its place and renamed into it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from adapterx.anatomy import anatomy_of
+from adapterx.composition import JsonValue, check_name
+from adapterx.errors import AdapterError, BaseModelError, FormatError
+from adapterx.methods import LoRA, Method, method_from_json, method_to_json
+from adapterx.model import adapter_modules, heads_of, insert, registry_of, unwrap
+from adapterx.store.card import CARD, Card, base_of, read_json
+from adapterx.store.model_card import model_card
+from adapterx.store.peft import (
+    config_from_peft,
+    config_to_peft,
+    tensors_from_peft,
+    tensors_to_peft,
+)
+
+__all__ = ["card_of", "load_folder", "save", "write_atomically"]
+
+_CONFIG: Final = "adapter_config.json"
+_WEIGHTS: Final = "adapter_model.safetensors"
+_HEAD: Final = "head.safetensors"
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+def save(
+    model: nn.Module,
+    name: str,
+    folder: str | Path,
+    *,
+    card: Mapping[str, JsonValue] | None = None,
+) -> Path:
+    """Save one adapter, with its head if it is a task, as a folder.
+
+    Args:
+        model: The model it is attached to.
+        name: The adapter.
+        folder: Where to; an adapter's folder that is there is replaced whole, in one rename.
+        card: Facts to keep with it (training data, scores), added to those it has.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UnknownNameError: If no adapter of that name is attached.
+        FormatError: If `folder` exists and is not an adapter's folder.
+    """
+    inner = unwrap(model)
+    modules = adapter_modules(inner, name)
+    registry = registry_of(inner)
+    assert registry is not None
+    adapter = registry.adapters[name]
+    facts = card_of(model, name, card)
+    tensors = _contiguous(
+        {
+            f"{place.site}.{key}": value
+            for place, module in modules
+            for key, value in module.state_dict().items()
+        }
+    )
+    config: dict[str, JsonValue]
+    if _is_peft(adapter.methods):
+        method = adapter.methods[0]
+        assert isinstance(method, LoRA)
+        prefix = "" if inner.base_model is inner else f"{inner.base_model_prefix}."
+        config = config_to_peft(method, registry.anatomy, registry.layers, facts.base.name)
+        tensors = tensors_to_peft(tensors, method, registry.anatomy, registry.layers, prefix)
+    else:
+        config = {"methods": [method_to_json(method) for method in adapter.methods]}
+    heads = heads_of(inner)
+    head = _contiguous(
+        {
+            f"{place}.{key}": value
+            for place, module in (heads.modules_of(inner, name) if heads else {}).items()
+            for key, value in module.state_dict().items()
+        }
+    )
+
+    def write(scratch: Path) -> None:
+        _write_json(scratch / CARD, facts.to_json())
+        _write_json(scratch / _CONFIG, config)
+        save_file(tensors, scratch / _WEIGHTS, metadata={"format": "pt"})
+        if head:
+            save_file(head, scratch / _HEAD, metadata={"format": "pt"})
+        (scratch / "README.md").write_text(model_card(facts, adapter.methods), encoding="utf-8")
+
+    target = Path(folder)
+    if target.exists() and not (target / CARD).is_file() and any(target.iterdir()):
+        raise FormatError(
+            f"{target} exists and is not an adapter's folder. Give a new folder to save {name!r}."
+        )
+    return write_atomically(target, write)
+
+
+def card_of(
+    model: nn.Module, name: str, facts: Mapping[str, JsonValue] | None = None
+) -> Card:
+    """Return the card an attached adapter would be saved with.
+
+    Raises:
+        UnknownNameError: If no adapter of that name is attached.
+    """
+    inner = unwrap(model)
+    adapter_modules(inner, name)
+    registry = registry_of(inner)
+    assert registry is not None
+    adapter = registry.adapters[name]
+    heads = heads_of(inner)
+    labels = heads.labels.get(name) if heads is not None else None
+    return Card(
+        name=name,
+        kind=adapter.kind,
+        base=base_of(inner),
+        language=adapter.language,
+        strength=adapter.strength,
+        labels=labels,
+        model_class=type(inner).__name__ if labels else None,
+        facts={**adapter.facts, **(facts or {})},
+    )
+
+
+def load_folder(
+    model: _Model, folder: Path, *, name: str | None = None, force: bool = False
+) -> _Model:
+    """Read an adapter's folder into a model; it is frozen and acts nowhere until activated.
+
+    Args:
+        model: The model to attach it to.
+        folder: What `save` wrote.
+        name: Another name for it on this model.
+        force: Load although the base's weights differ; sizes must fit all the same.
+
+    Raises:
+        FormatError: If the folder is incomplete or damaged.
+        BaseModelError: If it was trained for another base, or its head for another class.
+        CompositionError: If the name is taken.
+    """
+    inner = unwrap(model)
+    card = Card.read(folder)
+    if name is None:
+        check_name(card.name)
+    difference = card.base.difference(base_of(inner))
+    if difference is not None and not force:
+        raise BaseModelError(
+            f"Adapter {card.name!r} was trained for {card.base}: {difference} ({folder / CARD}; "
+            f"this model: {base_of(inner)}). Attach it to its own base, or pass force=True."
+        )
+    config_path = folder / _CONFIG
+    config = read_json(config_path)
+    tensors = _read_tensors(folder / _WEIGHTS)
+    methods: tuple[Method, ...]
+    if config.get("peft_type") == "LORA":
+        anatomy = anatomy_of(card.base.type)
+        method = config_from_peft(config, anatomy, card.base.layers, config_path)
+        tensors = tensors_from_peft(tensors, method, anatomy, card.base.layers)
+        methods = (method,)
+    elif isinstance(config.get("methods"), list):
+        try:
+            methods = tuple(method_from_json(one) for one in config["methods"])
+        except AdapterError as error:
+            raise FormatError(f"{config_path}: {error}") from error
+    else:
+        raise FormatError(f"{config_path} is neither adapterx's nor PEFT's LoRA format.")
+    has_head = card.kind == "task" and card.labels is not None
+    return insert(
+        model,
+        card.adapter(methods, name),
+        labels=card.labels,
+        tensors=tensors,
+        head=_read_tensors(folder / _HEAD) if has_head else None,
+    )
+
+
+def write_atomically(target: Path, write: object) -> Path:
+    """Let `write(scratch)` fill a folder beside `target`, then put it in target's place."""
+    assert callable(write)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    old = scratch.with_name(scratch.name + "-old")
+    try:
+        write(scratch)
+        scratch.chmod(0o755)  # mkdtemp makes it private
+        if target.exists():
+            target.rename(old)
+        scratch.rename(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _is_peft(methods: tuple[Method, ...]) -> bool:
+    return len(methods) == 1 and isinstance(methods[0], LoRA)
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+
+
+def _write_json(path: Path, data: Mapping[str, JsonValue]) -> None:
+    text = json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise FormatError(
+            f"There is no {path.name} in {path.parent}. Fetch or save the adapter again."
+        ) from None
+    except (OSError, SafetensorError) as error:
+        raise FormatError(
+            f"{path} is damaged ({str(error)[:120]}). Fetch or save the adapter again."
+        ) from error

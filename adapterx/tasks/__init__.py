@@ -1,0 +1,1 @@
+"""Tasks: what a kind of labels needs, one short file each."""
