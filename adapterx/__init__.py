@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from adapterx.methods.invertible import Invertible
     from adapterx.methods.lora import LoRA
     from adapterx.model import activate, add, detach, set_trainable, using
+    from adapterx.overview import Summary, summary
     from adapterx.pooling import MeanPoolingForSequenceClassification
     from adapterx.prediction import predict
     from adapterx.store import load, pull, push, save
-    from adapterx.overview import Summary, summary
 
 __version__ = "0.1.0"
 
@@ -73,6 +73,7 @@ __all__ = [
     "using",
 ]
 
+
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'adapterx' has no attribute {name!r}")
@@ -80,6 +81,7 @@ def __getattr__(name: str) -> Any:
 
     globals()[name] = value
     return value
+
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})

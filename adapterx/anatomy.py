@@ -85,6 +85,7 @@ class Anatomy:
         attention: The attention half of a layer.
         ffn: The feed-forward half of a layer.
         projections: Linear modules by site name.
+        unused_positions: Position embeddings that no token gets.
     """
 
     layers: str
@@ -93,6 +94,7 @@ class Anatomy:
     attention: SubLayer
     ffn: SubLayer
     projections: Mapping[ProjectionSite, str]
+    unused_positions: int = 0
 
     def in_layer(self, layer: int, site: str, port: Port) -> Place:
         """Return the place of a port of layer `layer`."""
@@ -155,12 +157,14 @@ _DISTILBERT: Final = Anatomy(
         "ffn.out": "ffn.lin2",
     },
 )
+# RoBERTa counts positions from behind the padding index, 1.
+_ROBERTA: Final = replace(_BERT, unused_positions=2)
 # Keys are `config.model_type`.
 _FAMILIES: Final[Mapping[str, Anatomy]] = {
     "bert": _BERT,
     "distilbert": _DISTILBERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
 }
 
 

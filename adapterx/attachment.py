@@ -8,7 +8,13 @@ from typing import Literal, TypeVar
 from torch import nn
 
 from adapterx.composition import Composition, Scale, Stack, names, parse
-from adapterx.errors import AdapterError, CompositionError, ConfigError, UnknownNameError, near_match
+from adapterx.errors import (
+    AdapterError,
+    CompositionError,
+    ConfigError,
+    UnknownNameError,
+    near_match,
+)
 from adapterx.languages import standard_tag
 from adapterx.model import Adapter, Kind, Registry, activate, detach, registry_of, unwrap
 from adapterx.store import load
@@ -101,7 +107,9 @@ def _ensure(
         adapter = _attached(model)[loaded]
         if kind is not None and adapter.kind != kind:
             detach(model, loaded)
-            raise CompositionError(f"{name!r} holds a {adapter.kind} adapter, not a {kind} adapter.")
+            raise CompositionError(
+                f"{name!r} holds a {adapter.kind} adapter, not a {kind} adapter."
+            )
         return adapter
     wanted = [name]
     if kind == "language" and name not in _attached(model):

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias, Union
+from typing import Final, TypeAlias
 
 from adapterx.errors import CompositionError
 
@@ -20,6 +20,7 @@ __all__ = [
     "JsonValue",
     "Scale",
     "Stack",
+    "check_composition",
     "check_name",
     "from_json",
     "names",
@@ -28,9 +29,9 @@ __all__ = [
     "to_json",
 ]
 
-JsonValue: TypeAlias = Union[
-    None, bool, int, float, str, list["JsonValue"], Mapping[str, "JsonValue"]
-]
+JsonValue: TypeAlias = (
+    bool | int | float | str | list["JsonValue"] | Mapping[str, "JsonValue"] | None
+)
 
 _NAME: Final = re.compile(r"\w[\w\-]*")
 _TOKEN: Final = re.compile(r"\s*([(),]|[^\s(),]+)")
@@ -68,7 +69,7 @@ class Stack:
             raise CompositionError("Stack() holds nothing. Name at least one adapter in it.")
         flat: list[Composition] = []
         for child in children:
-            checked = _check(child)
+            checked = check_composition(child)
             flat.extend(checked.children if isinstance(checked, Stack) else [checked])
         object.__setattr__(self, "children", tuple(flat))
 
@@ -92,31 +93,42 @@ class Scale:
     factor: float
 
     def __post_init__(self) -> None:
-        _check(self.child)
+        check_composition(self.child)
         if isinstance(self.factor, bool) or not isinstance(self.factor, int | float):
             raise CompositionError(
                 f"factor is {self.factor!r} in Scale({self.child}, …). Give a number, e.g. 0.5."
             )
-        if not math.isfinite(self.factor):
+        try:
+            factor = float(self.factor)
+        except OverflowError:  # an integer beyond the floats
+            factor = math.inf
+        if not math.isfinite(factor):
             raise CompositionError(
-                f"factor is {self.factor} in Scale({self.child}, …). Give a finite number."
+                f"factor is {factor} in Scale({self.child}, …). Give a finite number."
             )
-        object.__setattr__(self, "factor", float(self.factor))
+        object.__setattr__(self, "factor", factor)
 
     def __str__(self) -> str:
-        return f"Scale({self.child}, {self.factor:g})" if _prints_short(self.factor) else (
-            f"Scale({self.child}, {self.factor!r})"
+        return (
+            f"Scale({self.child}, {self.factor:g})"
+            if _prints_short(self.factor)
+            else (f"Scale({self.child}, {self.factor!r})")
         )
 
 
-Composition: TypeAlias = Union[str, Stack, Scale]
+Composition: TypeAlias = str | Stack | Scale
 
 
 def _prints_short(number: float) -> bool:
     return float(f"{number:g}") == number
 
 
-def _check(value: object) -> Composition:
+def check_composition(value: object) -> Composition:
+    """Return `value` if it is a composition.
+
+    Raises:
+        CompositionError: If it is anything else, or a string that cannot name an adapter.
+    """
     if isinstance(value, str):
         return check_name(value)
     if isinstance(value, Stack | Scale):
@@ -154,7 +166,12 @@ def parse(text: str) -> Composition:
     """
     tokens = [(match[1], match.start(1)) for match in _TOKEN.finditer(text)]
     tokens.append(("", len(text)))
-    composition, rest = _parse(text, tokens)
+    try:
+        composition, rest = _parse(text, tokens)
+    except RecursionError:
+        raise CompositionError(
+            f"The composition {text[:40]!r}… is nested too deep. Stacks in stacks can be flattened."
+        ) from None
     if rest[0][0]:
         raise _unexpected(text, rest[0])
     return composition

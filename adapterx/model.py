@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from adapterx.anatomy import Anatomy, Place, anatomy_of
-from adapterx.composition import Composition, JsonValue, check_name, names, parse
+from adapterx.composition import (
+    Composition,
+    JsonValue,
+    check_composition,
+    check_name,
+    names,
+    parse,
+)
 from adapterx.errors import (
     BaseModelError,
     CompositionError,
@@ -188,6 +195,10 @@ def add(
         raise ConfigError(
             f"labels or problem given for {name!r}, a language adapter. Only tasks have a head."
         )
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels or ()):
+        raise ConfigError(
+            f"labels is {labels!r} for {name!r}. Give a list of texts, e.g. ['no', 'yes']."
+        )
     if problem is not None and labels is None:
         raise ConfigError(f"problem given for {name!r} without labels. Give both, or neither.")
     if kind == "language" and language is None:
@@ -303,21 +314,23 @@ def _hooked_by(module: nn.Module, site: Site) -> bool:
     )
 
 
-def _plan(inner: PreTrainedModel, registry: Registry, composition: object) -> Plan:
+def _plan(inner: PreTrainedModel, registry: Registry, composition: Composition | None) -> Plan:
     """Return the plan of a composition or its text, from the cache if it was made before."""
+    if not isinstance(composition, str | None):
+        check_composition(composition)  # before the look-up: it may not even be hashable
     if composition in registry.plans:
-        return registry.plans[composition]  # type: ignore[index]  # it is in there
+        return registry.plans[composition]
     value = parse(composition) if isinstance(composition, str) else composition
     if value is not None:
-        for name in names(value):  # type: ignore[arg-type]  # checked: it raises on others
+        for name in names(value):
             registry.require(name)
     heads = heads_of(inner)
     plan = compile_plan(
-        value,  # type: ignore[arg-type]
+        value,
         {key: tuple(site.names()) for key, site in registry.sites.items()},
         heads.names() if heads is not None else (),
     )
-    registry.plans[composition] = plan  # type: ignore[index]
+    registry.plans[composition] = plan
     return plan
 
 
@@ -389,8 +402,8 @@ def set_trainable(model: _Model, names: str | Collection[str]) -> _Model:
         for _, module in adapter_modules(inner, name):
             module.requires_grad_(True)
         heads = heads_of(inner)
-        for module in heads.modules_of(inner, name).values() if heads is not None else ():
-            module.requires_grad_(True)
+        for head in heads.modules_of(inner, name).values() if heads is not None else ():
+            head.requires_grad_(True)
     return model
 
 

@@ -48,11 +48,11 @@ class MeanPoolingForSequenceClassification(PreTrainedModel):
         """Load the encoder's weights; see ``PreTrainedModel.from_pretrained``."""
         if config is None:
             # Keys of the configuration (num_labels, id2label, ...) go there, the rest onwards.
-            revision = {key: kwargs[key] for key in ("revision", "token") if key in kwargs}
+            where = {key: value for key, value in kwargs.items() if key in ("revision", "token")}
             config, kwargs = AutoConfig.from_pretrained(
-                pretrained_model_name_or_path, return_unused_kwargs=True, **{**kwargs, **revision}
+                pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
             )
-            kwargs.update(revision)
+            kwargs = {**kwargs, **where}
         model: MeanPoolingForSequenceClassification = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, config=config, **kwargs
         )
@@ -80,7 +80,10 @@ class MeanPoolingForSequenceClassification(PreTrainedModel):
             Logits ``(batch, labels)`` and, with `labels`, the loss.
         """
         outputs = self.base(
-            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
         )
         states: Tensor = outputs.last_hidden_state
         if attention_mask is None:

@@ -8,8 +8,9 @@ from typing import TypeAlias, TypedDict
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from adapterx.anatomy import anatomy_of, known_families
 from adapterx.attachment import attach
 from adapterx.composition import Composition
 from adapterx.errors import BaseModelError, ConfigError
@@ -146,11 +147,14 @@ def _length(text: Text) -> int:
     return len(text) if isinstance(text, str) else sum(map(len, text))
 
 
-def _max_length(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> int:
-    positions = getattr(model.config, "max_position_embeddings", 512)
-    # RoBERTa counts positions from the padding index on: two fewer than it has.
-    usable = positions - 2 if "roberta" in model.config.model_type else positions
-    return int(min(tokenizer.model_max_length, usable))
+def _max_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
+    """Return how many tokens a text may have; a tokenizer without a limit says 10^30."""
+    config = model.config
+    known = config.model_type in known_families()
+    unused = anatomy_of(config.model_type).unused_positions if known else 0
+    return int(
+        min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512) - unused)
+    )
 
 
 def _batches(order: Sequence[int], size: int, progress: bool) -> Iterator[Sequence[int]]:

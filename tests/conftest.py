@@ -1,7 +1,7 @@
 """Builders shared by all tests: tiny seeded encoders, batches, filled adapters, tolerances.
 
-The parametrised fixtures `family`, `kind`, `method`, `case`, `dtype` and `mode` are the tables: a new
-family or preset is tested unasked.
+The parametrised fixtures (`family`, `kind`, `method`, `case`, `dtype`, `mode`) are the tables: a
+new family or preset is tested unasked.
 """
 
 from __future__ import annotations
@@ -43,12 +43,10 @@ CLASSES: dict[str, Callable[[Any], PreTrainedModel]] = {
 }
 METHODS: dict[str, Any] = {
     **{name: name for name in PRESETS},
-    "learned scaling": Bottleneck(scaling="learned", reduction=3, activation="gelu"),
-    "upper half": Bottleneck(layers="upper half", reduction=5, activation="tanh"),
+    "learned scaling": Bottleneck(scaling="learned", layers="upper half", activation="gelu"),
     "reduction per layer": Bottleneck(placement="double", reduction=(2, 40)),
     "invertible": Invertible(reduction=3, activation="leaky_relu"),
-    "lora everywhere": LoRA(targets="all", rank=3, alpha=7),
-    "rslora": LoRA(targets="ffn", rank=4, alpha=9, rslora=True),
+    "lora everywhere": LoRA(targets="all", rank=3, alpha=7, rslora=True),
     "bottleneck and lora": [Bottleneck(placement="parallel"), LoRA(targets="attention", rank=2)],
 }
 # Relative to the largest activation: the laws' own numbers.

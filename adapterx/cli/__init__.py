@@ -34,7 +34,8 @@ class _Parser(argparse.ArgumentParser):
             message = message.partition(" (choose from")[0].partition(": ")[2]
             wrong = message.removeprefix("invalid choice: ").strip("'")
             message = f"no verb {wrong!r}.{near_match(wrong, _verbs(self))}"
-        raise _AskedWronglyError(f"{message.rstrip(".?")}. See: {self.prog} --help")
+        end = "" if message.endswith(("?", ".")) else "."
+        raise _AskedWronglyError(f"{message}{end} See: {self.prog} --help")
 
 
 def _verbs(parser: argparse.ArgumentParser) -> list[str]:
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = options.run(options)
         if as_json:
             print(json.dumps(result, ensure_ascii=False))
+        sys.stdout.flush()  # so that a pipe which is closed already shows here
     except AdapterError as error:
         if debug:
             raise

@@ -87,7 +87,8 @@ def _list(options: argparse.Namespace) -> JsonValue:
         width = max((len(card.name) for _, card in rows), default=0)
         for _, card in rows:
             labels = f", {len(card.labels.names)} labels" if card.labels else ""
-            print(f"{card.name:<{width}}  {card.kind:<8}  {card.language or '–':<8}  {card.base}{labels}")
+            language = card.language or "–"
+            print(f"{card.name:<{width}}  {card.kind:<8}  {language:<8}  {card.base}{labels}")
     return {
         "store": str(adapters_folder(options.store)),
         "adapters": [{"folder": str(folder), **card.to_json()} for folder, card in rows],

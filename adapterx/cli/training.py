@@ -56,7 +56,9 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
         "--pairs", required=True, nargs="+", help='translations: .jsonl of {"en": …, "mi": …}'
     )
     language.add_argument("--text", nargs="+", default=[], help="plain text, one sentence a line")
-    language.add_argument("--strength", type=float, help="at which attach stacks it; 1 unless given")
+    language.add_argument(
+        "--strength", type=float, help="at which attach stacks it; 1 unless given"
+    )
     language.add_argument(
         "--task", help="choose the strength by agreement under this task, on held-out pairs"
     )
@@ -74,7 +76,9 @@ def _add_common(
     parser.add_argument("--reduction", type=float, default=reduction, help="of a bottleneck")
     parser.add_argument("--rank", type=int, default=16, help="of a lora")
     parser.add_argument("--layers", default=layers, help="all, 'upper third', or 8,9,10,11")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument(
+        "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"]
+    )
     parser.add_argument("--store", help="folder of the store; ADAPTERX_HOME unless given")
     for field in dataclasses.fields(TrainingConfig):
         value = getattr(config, field.name)
@@ -134,6 +138,8 @@ def _train(options: argparse.Namespace) -> JsonValue:
         options.model, labels=labels, pooling=options.pooling, dtype=options.dtype
     )
     adapterx.add(model, options.task, method, kind="task", language=language, labels=labels)
+    # A store that refuses it says so before the work.
+    target = place_for(base_of(model), options.task, options.store)
     if options.compose:
         adapterx.attach(model, compose=options.compose, store=options.store)
     result = train_task(
@@ -153,12 +159,13 @@ def _train(options: argparse.Namespace) -> JsonValue:
         },
         "scores": {f"dev {name}": score for name, score in scores.items()},
     }
-    target = place_for(base_of(model), options.task, options.store)
     folder = adapterx.save(model, options.task, target, card=facts)
     if not options.json:
         shown = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
-        print(f"{options.task}: {len(train)} examples, {result.steps} steps, loss "
-              f"{result.losses[result.kept]:.3f}" + (f"; dev {shown}" if shown else ""))
+        print(
+            f"{options.task}: {len(train)} examples, {result.steps} steps, loss "
+            f"{result.losses[result.kept]:.3f}" + (f"; dev {shown}" if shown else "")
+        )
         print(f"saved in {folder}")
     return {"adapter": options.task, "folder": str(folder), **facts}
 
@@ -195,6 +202,7 @@ def _train_language(options: argparse.Namespace) -> JsonValue:
     else:
         model, tokenizer = load_encoder(options.model, dtype=options.dtype)
     adapterx.add(model, name, method, kind="language", language=tag)
+    target = place_for(base_of(model), name, options.store)
     held: list[Any] = []
     if options.task:
         pairs, held = hold_out(pairs, seed=config.seed)
@@ -207,14 +215,11 @@ def _train_language(options: argparse.Namespace) -> JsonValue:
         "seed": config.seed,
     }
     if options.task:
-        strength, agreement = choose_strength(
-            model, tokenizer, name, task=options.task, pairs=held
-        )
+        strength, agreement = choose_strength(model, tokenizer, name, task=options.task, pairs=held)
         training["agreement"] = {f"{key:g}": value for key, value in agreement.items()}
     else:
         strength = 1.0 if options.strength is None else options.strength
         set_strength(model, name, strength)
-    target = place_for(base_of(model), name, options.store)
     folder = adapterx.save(model, name, target, card={"training": training})
     if not options.json:
         print(f"{name}: {len(pairs)} pairs, {result.steps} steps, strength {strength:g}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapterx.composition import JsonValue
+from adapterx.composition import Composition, JsonValue
 from adapterx.errors import ConfigError, DataError, UnknownNameError, near_match
 
 __all__ = ["add_verbs", "load_for_task"]
@@ -25,9 +26,15 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     )
     _add_common(predict)
     predict.add_argument("--lang", help="language whose adapter goes under the task")
-    predict.add_argument("--compose", help="a composition in place of --lang, e.g. 'Stack(sw, topics)'")
-    predict.add_argument("--fallback", default="error", choices=["error", "none"],
-                         help="none: the task alone where the language has no adapter")
+    predict.add_argument(
+        "--compose", help="a composition in place of --lang, e.g. 'Stack(sw, topics)'"
+    )
+    predict.add_argument(
+        "--fallback",
+        default="error",
+        choices=["error", "none"],
+        help="none: the task alone where the language has no adapter",
+    )
     predict.add_argument("--file", type=Path, help="a file of texts, one a line")
     predict.add_argument("texts", nargs="*", metavar="TEXT")
     predict.set_defaults(run=_predict)
@@ -54,7 +61,9 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="e5-small-q4, a folder, or a Hub id")
     parser.add_argument("--task", required=True, help="a task in the store, a folder, or user/repo")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument(
+        "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"]
+    )
     parser.add_argument("--store", help="folder of the store; ADAPTERX_HOME unless given")
 
 
@@ -155,7 +164,7 @@ def _evaluate(options: argparse.Namespace) -> JsonValue:
     registry = registry_of(model)
     assert registry is not None
     (task,) = registry.adapters.values()
-    stacks = {}
+    stacks: dict[str, Composition] = {}
     for tag in tests:
         try:
             adapterx.attach(model, lang=tag, task=task.name, store=options.store)
@@ -163,7 +172,9 @@ def _evaluate(options: argparse.Namespace) -> JsonValue:
             continue
         assert registry.active is not None
         stacks[tag] = registry.active
-    columns = {"task adapter": dict.fromkeys(tests, task.name)}
+    columns: dict[str, Mapping[str, Composition]] = {
+        "task adapter": dict.fromkeys(tests, task.name)
+    }
     if stacks:
         columns["on language adapter"] = stacks
     table = evaluate_languages(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,8 +177,9 @@ def _numbered(path: Path) -> Iterator[tuple[int, str]]:
                         f"{path}, line {number}: not UTF-8 at byte {error.start} of the line. "
                         "Convert the file: iconv -t utf-8."
                     ) from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = str(getattr(error, "strerror", None) or error).rstrip(".")
+        raise DataError(f"{path} cannot be read: {reason}.") from error
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -154,9 +154,12 @@ def run_demo(output: Path, *, seed: int = 0, show: bool = True) -> dict[str, Jso
             f"[bold]{one['label']}[/bold] {one['score']:.2f}  {one['text']} ({one['language']})",
             highlight=False,
         )
-    console.print(f"\nPicture, page and numbers are in {output}. Try your own sentence:", markup=False)
     console.print(
-        f'  adapterx predict --model {ENCODER_NAME} --task {TASK} --lang sw "Bei ya mahindi imepanda."',
+        f"\nPicture, page and numbers are in {output}. Try your own sentence:", markup=False
+    )
+    console.print(
+        f"  adapterx predict --model {ENCODER_NAME} --task {TASK} --lang sw "
+        '"Bei ya mahindi imepanda."',
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -272,7 +275,11 @@ def _notes(table: Table, chosen: Mapping[str, Any], compared: int) -> list[str]:
         cell = row.cells[_STACK]
         if cell is not None:
             verdict = (
-                "helps" if cell.low > 0 else "costs" if cell.high < 0 else "makes no sure difference"
+                "helps"
+                if cell.low > 0
+                else "costs"
+                if cell.high < 0
+                else "makes no sure difference"
             )
             notes.append(
                 f"{row.name}: the language adapter {verdict}, {100 * cell.gain:+.1f} points "

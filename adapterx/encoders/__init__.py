@@ -33,7 +33,7 @@ _DTYPES: Final = {
 
 
 def encoder_source(model: str) -> str:
-    """Return what ``from_pretrained`` takes for a name: the packaged encoder is built if need be."""
+    """Return what ``from_pretrained`` takes; the packaged encoder is built if need be."""
     if model == ENCODER_NAME:
         return str(build_encoder(home() / "encoders" / ENCODER_NAME))
     return model

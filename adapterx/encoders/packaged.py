@@ -20,7 +20,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -29,7 +29,6 @@ from adapterx.errors import BaseModelError, DependencyError
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["ENCODER_NAME", "build_encoder"]
 
@@ -141,10 +140,10 @@ def _read_source(path: Path) -> _Source:
     magic, version = take("4sI")
     if magic != _MAGIC or version != 1:
         raise BaseModelError(f"{path} is not an E5S1 file of version 1.")
-    hidden, layers, heads, ffn, vocabulary, positions, token_types = map(int, take("7i"))  # type: ignore[arg-type]
+    hidden, layers, heads, ffn, vocabulary, positions, token_types = map(int, take("7i"))
     (epsilon,) = take("f")
     take("i")  # block size, always 32
-    (count, *_specials, size) = map(int, take("5iQ"))  # type: ignore[arg-type]
+    (count, *_specials, size) = map(int, take("5iQ"))
     offsets = np.frombuffer(data, "<u4", count + 1, at)
     at += 4 * (count + 1)
     scores = np.frombuffer(data, "<f4", count, at)
@@ -155,15 +154,15 @@ def _read_source(path: Path) -> _Source:
         (text[offsets[i] : offsets[i + 1]].decode("utf-8"), float(scores[i])) for i in range(count)
     ]
     # The normalisation map is compiled again by sentencepiece, see _normaliser.
-    _, map_bytes = map(int, take("iI"))  # type: ignore[arg-type]
+    _, map_bytes = map(int, take("iI"))
     at += map_bytes
     tensors: dict[str, NDArray[np.float32]] = {}
-    (entries,) = map(int, take("i"))  # type: ignore[arg-type]
+    (entries,) = map(int, take("i"))
     for _ in range(entries):
-        (length,) = map(int, take("H"))  # type: ignore[arg-type]
+        (length,) = map(int, take("H"))
         name = bytes(data[at : at + length]).decode("ascii")
         at += length
-        _dtype, elements, offset, size = map(int, take("BIQQ"))  # type: ignore[arg-type]
+        _dtype, elements, offset, size = map(int, take("BIQQ"))
         tensors[name] = _decode(data[offset : offset + size], elements)
     return _Source(
         hidden=hidden,
@@ -173,7 +172,7 @@ def _read_source(path: Path) -> _Source:
         vocabulary=vocabulary,
         positions=positions,
         token_types=token_types,
-        epsilon=float(epsilon),  # type: ignore[arg-type]
+        epsilon=float(epsilon),
         pieces=pieces,
         tensors=tensors,
     )
@@ -262,7 +261,7 @@ def _write_tokenizer(source: _Source, folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def _normaliser() -> object:
+def _normaliser() -> Any:
     """Return SentencePiece's ``nmt_nfkc`` normalisation, which XLM-R's vocabulary expects.
 
     The sentencepiece library compiles the character map when it trains any model; the map does
@@ -323,7 +322,8 @@ def _verify(folder: Path) -> None:
     if not bool((cosines >= MINIMUM_COSINE).all()):
         worst = int(cosines.argmin())
         raise BaseModelError(
-            f"The built encoder gives cosine {cosines[worst]:.4f} for {references[worst]['text']!r}, "
-            f"below {MINIMUM_COSINE}. Its tokenizer or weights are wrong with these versions of "
-            "transformers, tokenizers and sentencepiece; the versions in constraints.txt work."
+            f"The built encoder gives cosine {cosines[worst]:.4f} for "
+            f"{references[worst]['text']!r}, below {MINIMUM_COSINE}. Its tokenizer or "
+            "weights are wrong with these versions of transformers, "
+            "tokenizers and sentencepiece; the versions in constraints.txt work."
         )

@@ -116,9 +116,10 @@ def method_from_json(data: JsonValue) -> Method:
     Raises:
         ConfigError: If the method, one of its fields or a value is unknown.
     """
-    if not isinstance(data, Mapping) or data.get("method") not in METHODS:
+    named = data.get("method") if isinstance(data, Mapping) else None
+    if not isinstance(data, Mapping) or not isinstance(named, str) or named not in METHODS:
         raise ConfigError(f"{data!r} is no method (known: {', '.join(sorted(METHODS))}).")
-    kind = METHODS[str(data["method"])]
+    kind = METHODS[named]
     fields = {name: value for name, value in data.items() if name != "method"}
     known = {field.name for field in dataclasses.fields(kind)}
     unknown = sorted(set(fields) - known)

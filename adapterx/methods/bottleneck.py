@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Literal
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from adapterx.anatomy import Anatomy, Place, Port, SubLayer
 from adapterx.errors import BaseModelError, ConfigError, ShapeError
-from adapterx.methods.layers import Layers, check_layers, left_out
+from adapterx.methods.layers import Layers, check_layers, left_out, listed
 
 __all__ = ["ACTIVATIONS", "Bottleneck", "BottleneckModule"]
 
@@ -55,11 +56,11 @@ class Bottleneck:
     leave_out: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        # Lists, as they come from JSON and YAML, become tuples: the value stays hashable.
-        for field in ("reduction", "layers", "leave_out"):
-            value = getattr(self, field)
-            if not isinstance(value, str | int | float):
-                object.__setattr__(self, field, tuple(value))
+        if isinstance(self.reduction, list | tuple):
+            object.__setattr__(self, "reduction", tuple(self.reduction))
+        if not isinstance(self.layers, str):
+            object.__setattr__(self, "layers", listed(self.layers, "layers", "Bottleneck"))
+        object.__setattr__(self, "leave_out", listed(self.leave_out, "leave_out", "Bottleneck"))
         if self.placement not in _PLACEMENTS:
             raise ConfigError(
                 f"placement is {self.placement!r} in Bottleneck. "
@@ -76,7 +77,9 @@ class Bottleneck:
                     f"reduction is {factor!r} in Bottleneck. "
                     "Set it to 1 or more (2 suits language adapters, 16 task adapters)."
                 )
-        if self.scaling != "learned" and not isinstance(self.scaling, int | float):
+        if self.scaling != "learned" and not (
+            isinstance(self.scaling, int | float) and math.isfinite(self.scaling)
+        ):
             raise ConfigError(
                 f"scaling is {self.scaling!r} in Bottleneck. Give a number or 'learned'."
             )

@@ -34,7 +34,9 @@ class Invertible:
 
     def __post_init__(self) -> None:
         if not isinstance(self.reduction, int | float) or not self.reduction >= 1:
-            raise ConfigError(f"reduction is {self.reduction!r} in Invertible. Set it to 1 or more.")
+            raise ConfigError(
+                f"reduction is {self.reduction!r} in Invertible. Set it to 1 or more."
+            )
         if self.activation not in ACTIVATIONS:
             raise ConfigError(
                 f"activation is {self.activation!r} in Invertible. "
@@ -96,17 +98,14 @@ class InvertibleModule(nn.Module):
         return torch.cat([x1, x2], dim=-1).to(hidden_states.dtype)
 
     def _halves(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        states = hidden_states.to(self.F[0].weight.dtype)
+        states = hidden_states.to(next(self.F.parameters()).dtype)
         return states[..., : self.first], states[..., self.first :]
 
 
 def _network(width_in: int, width_out: int, method: Invertible) -> nn.Sequential:
     width = max(1, int(width_out / method.reduction))
-    network = nn.Sequential(
-        nn.Linear(width_in, width), ACTIVATIONS[method.activation](), nn.Linear(width, width_out)
-    )
+    last = nn.Linear(width, width_out)
     # AdapterHub's coupling is random when new; ours is the identity, as every fresh adapter.
-    last = network[2]
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    return network
+    return nn.Sequential(nn.Linear(width_in, width), ACTIVATIONS[method.activation](), last)

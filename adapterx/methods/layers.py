@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Final, TypeAlias
+from collections.abc import Collection, Mapping
+from typing import Any, Final, TypeAlias
 
 from adapterx.errors import ConfigError
 
-__all__ = ["Layers", "check_layers", "left_out"]
+__all__ = ["Layers", "check_layers", "left_out", "listed"]
 
 # "all", "upper third", "lower half", ..., or the indices themselves.
 Layers: TypeAlias = str | Collection[int]
 
 _FRACTIONS: Final = {"half": 2, "third": 3, "quarter": 4}
 _WORDS: Final = ("all", *(f"{end} {part}" for end in ("upper", "lower") for part in _FRACTIONS))
+
+
+def listed(value: object, field: str, owner: str) -> tuple[Any, ...]:
+    """Return a list's entries as a tuple: what comes from JSON and YAML becomes hashable.
+
+    Raises:
+        ConfigError: If it is no list, naming `field` and `owner`.
+    """
+    if isinstance(value, str | Mapping) or not isinstance(value, Collection):
+        raise ConfigError(f"{field} is {value!r} in {owner}. Give a list.")
+    return tuple(value)
 
 
 def check_layers(layers: Layers, leave_out: Collection[int], owner: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adapterx.anatomy import PROJECTIONS, Anatomy, Place, Port
 from adapterx.errors import ConfigError, near_match
-from adapterx.methods.layers import Layers, check_layers, left_out
+from adapterx.methods.layers import Layers, check_layers, left_out, listed
 
 __all__ = ["LoRA", "LoRAModule"]
 
@@ -54,6 +54,7 @@ class LoRA:
         targets = self.targets
         if isinstance(targets, str):
             targets = _GROUPS.get(targets, (targets,))
+        targets = listed(targets, "targets", "LoRA")
         for target in targets:
             if target not in PROJECTIONS:
                 known = (*_GROUPS, *PROJECTIONS)
@@ -72,10 +73,11 @@ class LoRA:
             raise ConfigError(f"alpha is {self.alpha!r} in LoRA. Give a number, or None for rank.")
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout!r} in LoRA. It lies in [0, 1).")
-        for field in ("layers", "leave_out"):
-            value = getattr(self, field)
-            if not isinstance(value, str):
-                object.__setattr__(self, field, tuple(value))
+        if not isinstance(self.rslora, bool):
+            raise ConfigError(f"rslora is {self.rslora!r} in LoRA. Use true or false.")
+        if not isinstance(self.layers, str):
+            object.__setattr__(self, "layers", listed(self.layers, "layers", "LoRA"))
+        object.__setattr__(self, "leave_out", listed(self.leave_out, "leave_out", "LoRA"))
         check_layers(self.layers, self.leave_out, "LoRA")
 
     @property

@@ -18,9 +18,10 @@ from adapterx.heads import Labels
 from adapterx.model import Adapter, Kind
 from adapterx.sites import CHILD
 
-__all__ = ["CARD", "Base", "Card", "base_of", "read_json"]
+__all__ = ["CARD", "OTHER_WEIGHTS", "Base", "Card", "base_of", "read_json"]
 
 CARD: Final = "adapterx.json"
+OTHER_WEIGHTS: Final = "the same sizes, but other weights"
 _FORMAT: Final = 1
 _TENSORS: Final = 16
 _PER_TENSOR: Final = 4
@@ -65,7 +66,7 @@ class Base:
         pairs = list(zip(self.fingerprint, other.fingerprint, strict=False))
         near = all(abs(a - b) <= _TOLERANCE * abs(a) + 1e-6 for a, b in pairs)
         if len(self.fingerprint) != len(other.fingerprint) or not near:
-            return "the same sizes, but other weights"
+            return OTHER_WEIGHTS
         return None
 
     def __str__(self) -> str:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from adapterx.anatomy import anatomy_of
 from adapterx.composition import JsonValue, check_name
-from adapterx.errors import AdapterError, BaseModelError, FormatError
-from adapterx.methods import LoRA, Method, method_from_json, method_to_json
+from adapterx.errors import AdapterError, BaseModelError, ConfigError, FormatError
+from adapterx.methods import LoRA, Method, method_from_json, method_to_json, methods_of
 from adapterx.model import adapter_modules, heads_of, insert, registry_of, unwrap
-from adapterx.store.card import CARD, Card, base_of, read_json
+from adapterx.store.card import CARD, OTHER_WEIGHTS, Card, base_of, read_json
 from adapterx.store.model_card import model_card
 from adapterx.store.peft import (
     config_from_peft,
@@ -61,6 +61,7 @@ def save(
     Raises:
         UnknownNameError: If no adapter of that name is attached.
         FormatError: If `folder` exists and is not an adapter's folder.
+        ConfigError: If `card` is no JSON.
     """
     inner = unwrap(model)
     modules = adapter_modules(inner, name)
@@ -102,20 +103,20 @@ def save(
         (scratch / "README.md").write_text(model_card(facts, adapter.methods), encoding="utf-8")
 
     target = Path(folder)
-    if target.exists() and not (target / CARD).is_file() and any(target.iterdir()):
+    is_adapter = (target / CARD).is_file()
+    if target.exists() and not is_adapter and not (target.is_dir() and _is_empty(target)):
         raise FormatError(
             f"{target} exists and is not an adapter's folder. Give a new folder to save {name!r}."
         )
     return write_atomically(target, write)
 
 
-def card_of(
-    model: nn.Module, name: str, facts: Mapping[str, JsonValue] | None = None
-) -> Card:
+def card_of(model: nn.Module, name: str, facts: Mapping[str, JsonValue] | None = None) -> Card:
     """Return the card an attached adapter would be saved with.
 
     Raises:
         UnknownNameError: If no adapter of that name is attached.
+        ConfigError: If `facts` are no JSON.
     """
     inner = unwrap(model)
     adapter_modules(inner, name)
@@ -132,7 +133,7 @@ def card_of(
         strength=adapter.strength,
         labels=labels,
         model_class=type(inner).__name__ if labels else None,
-        facts={**adapter.facts, **(facts or {})},
+        facts={**adapter.facts, **_as_json(facts or {}, name)},
     )
 
 
@@ -155,12 +156,15 @@ def load_folder(
     inner = unwrap(model)
     card = Card.read(folder)
     if name is None:
-        check_name(card.name)
+        name = card.name
+    check_name(name)
     difference = card.base.difference(base_of(inner))
-    if difference is not None and not force:
+    forceable = difference == OTHER_WEIGHTS
+    if difference is not None and not (force and forceable):
         raise BaseModelError(
             f"Adapter {card.name!r} was trained for {card.base}: {difference} ({folder / CARD}; "
-            f"this model: {base_of(inner)}). Attach it to its own base, or pass force=True."
+            f"this model: {base_of(inner)}). Attach it to its own base"
+            + (", or pass force=True." if forceable else ".")
         )
     config_path = folder / _CONFIG
     config = read_json(config_path)
@@ -173,7 +177,7 @@ def load_folder(
         methods = (method,)
     elif isinstance(config.get("methods"), list):
         try:
-            methods = tuple(method_from_json(one) for one in config["methods"])
+            methods = methods_of([method_from_json(one) for one in config["methods"]])
         except AdapterError as error:
             raise FormatError(f"{config_path}: {error}") from error
     else:
@@ -212,6 +216,21 @@ def write_atomically(target: Path, write: object) -> Path:
 
 def _is_peft(methods: tuple[Method, ...]) -> bool:
     return len(methods) == 1 and isinstance(methods[0], LoRA)
+
+
+def _is_empty(folder: Path) -> bool:
+    return next(folder.iterdir(), None) is None
+
+
+def _as_json(facts: Mapping[str, JsonValue], name: str) -> dict[str, JsonValue]:
+    """Return the facts as a file would give them back: tuples are lists, keys are texts."""
+    try:
+        read: dict[str, JsonValue] = json.loads(json.dumps(facts, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"The card of {name!r} is no JSON ({error}). Give texts, finite numbers, lists, dicts."
+        ) from error
+    return read
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

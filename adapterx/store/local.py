@@ -50,7 +50,7 @@ def place_for(base: Base, name: str, store: str | Path | None = None) -> Path:
 
 
 def stored(store: str | Path | None = None) -> Iterator[tuple[Path, Card]]:
-    """Yield the adapters of a store with their cards, sorted by folder; unreadable ones are left out."""
+    """Yield a store's adapters with their cards, by folder; unreadable ones are left out."""
     root = adapters_folder(store)
     for path in sorted([*root.glob(f"*/{CARD}"), *root.glob(f"*/*/{CARD}")]):
         if not path.parent.name.startswith("."):  # one that is being written
@@ -86,6 +86,7 @@ def find(
         folder, card = others[0]
         raise BaseModelError(
             f"{name!r} is in the store for another base only: {card.base} "
-            f"({card.base.difference(base)}; {folder}). Attach it to that one, or train it for {base}."
+            f"({card.base.difference(base)}; {folder}). "
+            f"Attach it to that one, or train it for {base}."
         )
     return None

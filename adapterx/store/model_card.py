@@ -39,7 +39,7 @@ def model_card(card: Card, methods: Sequence[Method], repo_id: str | None = None
         if card.kind == "task"
         else f"A language adapter for `{card.language}`."
     )
-    use = f'lang={source}, task="…"' if card.kind == "language" else f'task={source}'
+    use = f'lang={source}, task="…"' if card.kind == "language" else f"task={source}"
     lines = [
         "---",
         *metadata,

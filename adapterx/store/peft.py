@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adapterx.anatomy import PROJECTIONS, Anatomy
 from adapterx.composition import JsonValue
-from adapterx.errors import FormatError
+from adapterx.errors import ConfigError, FormatError
 from adapterx.methods import LoRA
 
 __all__ = ["config_from_peft", "config_to_peft", "tensors_from_peft", "tensors_to_peft"]
@@ -41,18 +41,20 @@ def config_to_peft(method: LoRA, anatomy: Anatomy, layers: int, base: str) -> di
     }
 
 
-def config_from_peft(
-    config: Mapping[str, Any], anatomy: Anatomy, layers: int, path: Path
-) -> LoRA:
+def config_from_peft(config: Mapping[str, Any], anatomy: Anatomy, layers: int, path: Path) -> LoRA:
     """Return the LoRA that a configuration written by `config_to_peft` describes.
 
     Raises:
-        FormatError: If a key is missing, or it targets what this family's anatomy does not name.
+        FormatError: If a key is missing or wrong, or a target is one
+            that this family's anatomy does not name.
     """
     missing = [key for key in _NEEDED if key not in config]
     if missing:
         raise FormatError(f"{path} lacks the key {missing[0]!r}. Save the adapter again.")
-    targets = set(config["target_modules"])
+    listed = config["target_modules"]
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise FormatError(f"{path} has target_modules {listed!r}. adapterx reads a list of names.")
+    targets = set(listed)
     everywhere = LoRA(targets="all").resolved(layers)
     names = _module_names(everywhere, anatomy, layers)
     used_layers, used_sites = set(), set()
@@ -60,14 +62,17 @@ def config_from_peft(
         if name in targets:
             used_layers.add(layer)
             used_sites.add(site)
-    method = LoRA(
-        rank=config["r"],
-        alpha=config["lora_alpha"],
-        targets=[site for site in PROJECTIONS if site in used_sites],
-        dropout=config["lora_dropout"],
-        rslora=config["use_rslora"],
-        leave_out=tuple(sorted(set(range(layers)) - used_layers)),
-    )
+    try:
+        method = LoRA(
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            targets=[site for site in PROJECTIONS if site in used_sites],
+            dropout=config["lora_dropout"],
+            rslora=config["use_rslora"],
+            leave_out=tuple(sorted(set(range(layers)) - used_layers)),
+        )
+    except ConfigError as error:
+        raise FormatError(f"{path}: {error}") from error
     if set(_module_names(method, anatomy, layers)) != targets:
         raise FormatError(
             f"{path} targets modules that adapterx cannot place, or others in each layer. "

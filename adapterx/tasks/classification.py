@@ -50,7 +50,7 @@ class Collator:
         self.max_length = max_length
 
     def __call__(self, examples: Sequence[Example]) -> Mapping[str, Tensor]:
-        """Return ``input_ids`` and the like, ``(batch, sequence)``, and ``labels``, ``(batch,)``."""
+        """Return the tokenizer's tensors, ``(batch, sequence)``, and ``labels``, ``(batch,)``."""
         batch: Any = self.tokenizer(
             texts_of(examples),
             padding=True,

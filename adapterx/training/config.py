@@ -53,19 +53,26 @@ class TrainingConfig:
         problems = [
             f"{name} is {getattr(self, name)!r}, not a whole number of at least 1"
             for name in ("epochs", "batch_size", "gradient_accumulation", "max_length")
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1
+            if not _number(getattr(self, name), int) or getattr(self, name) < 1
         ]
         problems += [
             f"{name} is {getattr(self, name)!r}, not a number of at least 0"
             for name in ("learning_rate", "weight_decay", "warmup", "max_grad_norm")
-            if not isinstance(getattr(self, name), int | float) or not getattr(self, name) >= 0
+            if not _number(getattr(self, name), int, float) or not getattr(self, name) >= 0
         ]
         problems += [
             f"{name} is {getattr(self, name)!r}, not one of {', '.join(allowed)}"
             for name, allowed in _CHOICES.items()
             if getattr(self, name) not in allowed
         ]
-        if isinstance(self.warmup, int | float) and self.warmup > 1:
+        if _number(self.warmup, int, float) and self.warmup > 1:
             problems.append(f"warmup is {self.warmup}, not a share of at most 1")
+        if not _number(self.seed, int) or not 0 <= self.seed < 2**32:  # what NumPy takes
+            problems.append(f"seed is {self.seed!r}, not a whole number from 0 to {2**32 - 1}")
         if problems:
             raise ConfigError(f"Training settings: {'; '.join(problems)}.")
+
+
+def _number(value: object, *types: type) -> bool:
+    """Return whether a value is a number of these types; in Python, True is one."""
+    return isinstance(value, types) and not isinstance(value, bool)

@@ -79,18 +79,15 @@ def fit(
         Losses, scores, the epoch that was kept, and the time.
 
     Raises:
-        ConfigError: If nothing is trainable.
+        ConfigError: If nothing is trainable, or Accelerate refuses the precision.
         DataError: If there are no records, or the loss is not finite.
     """
     if not records:
         raise DataError("There is no training data.")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("Nothing is trainable. Call adapterx.set_trainable(model, name) first.")
-    accelerator = accelerator or Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation,
-    )
-    with _attention_for_training(model, accelerator.device):
+    accelerator = accelerator or _accelerator(config)
+    with _no_traces(model), _attention_for_training(model, accelerator.device):
         return _fit(
             model, records, collate, loss, config, evaluate, metric, accelerator, progress, title
         )
@@ -125,7 +122,11 @@ def _fit(
     steps = config.epochs * math.ceil(len(loader) / config.gradient_accumulation)
     # Not prepared: Accelerate would step it once for every process.
     scheduler = get_scheduler(
-        config.schedule, optimizer, num_warmup_steps=round(config.warmup * steps), num_training_steps=steps
+        # Hugging Face's "constant" knows no warmup.
+        "constant_with_warmup" if config.schedule == "constant" else config.schedule,
+        optimizer,
+        num_warmup_steps=round(config.warmup * steps),
+        num_training_steps=steps,
     )
     result = Result()
     best: dict[str, Tensor] = {}
@@ -180,6 +181,38 @@ def _fit(
     model.eval()
     result.seconds = time.perf_counter() - start
     return result
+
+
+def _accelerator(config: TrainingConfig) -> Accelerator:
+    try:
+        return Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation,
+        )
+    except ValueError as error:
+        # Its state is one a process: the first precision that was asked for stays.
+        raise ConfigError(
+            f"Accelerate refuses mixed_precision {config.mixed_precision!r} ({error}) Use the "
+            "precision of the training before, or a fresh process."
+        ) from error
+
+
+@contextmanager
+def _no_traces(model: nn.Module) -> Iterator[None]:
+    """Take off what Accelerate leaves on a model: its autocast, and a mark that it was there.
+
+    With them a later answer would be rounded as in training, and a later training would not be
+    prepared again.
+    """
+    attributes = vars(model)
+    names = ("forward", "_original_forward", "_is_accelerate_prepared")
+    before = {name: attributes[name] for name in names if name in attributes}
+    try:
+        yield
+    finally:
+        for name in names:
+            attributes.pop(name, None)
+        attributes.update(before)
 
 
 @contextmanager

@@ -76,9 +76,7 @@ def _check(model: Any, batch: dict[str, Tensor], kind: str, trained: tuple[str, 
     assert {id(parameter) for parameter in optimiser.state} == trainable
 
 
-def test_training_moves_exactly_the_task_and_its_head(
-    build, batch, fill, family, case
-) -> None:
+def test_training_moves_exactly_the_task_and_its_head(build, batch, fill, family, case) -> None:
     kind, method = case
     model = _attached(build, family, kind, method)
     fill(model, size=0.1)

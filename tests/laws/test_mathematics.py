@@ -85,7 +85,9 @@ def coupling(x: Tensor, w: Mapping[str, Tensor], activation: str, strength: floa
     return torch.cat([y1, y2], -1)
 
 
-def coupling_inverse(y: Tensor, w: Mapping[str, Tensor], activation: str, strength: float) -> Tensor:
+def coupling_inverse(
+    y: Tensor, w: Mapping[str, Tensor], activation: str, strength: float
+) -> Tensor:
     half = y.shape[-1] // 2
     y1, y2 = y[..., :half], y[..., half:]
     x2 = y2 - strength * _network(y1, w, "G", activation)
@@ -264,7 +266,9 @@ def test_gradients_of_a_stack_equal_those_of_its_formula(
     adapterx.activate(model, Stack("a", Scale("b", 0.5)))
     adapterx.set_trainable(model, ["a", "b"])
     parts = [acting(model, "a", pair[0], 1.0), acting(model, "b", pair[1], 0.5)]
-    leaves = [w.requires_grad_() for part in parts for at in part.weights.values() for w in at.values()]
+    leaves = [
+        w.requires_grad_() for part in parts for at in part.weights.values() for w in at.values()
+    ]
     expected = reference(plain, batch, parts)[-1]
     direction = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).double()
     (expected * direction).sum().backward()

@@ -92,9 +92,14 @@ def test_fresh_process_gives_bit_identical_answers_and_the_same_cards(
     torch.set_num_threads(1)
     save_file(batch, tmp_path / "batch.safetensors")
     methods = ["seq_bn", "double_seq_bn", "par_bn", "seq_bn_inv", "lora"]
-    methods += [Bottleneck(scaling="learned", layers="upper half"), LoRA(targets="all", rslora=True)]
+    methods += [
+        Bottleneck(scaling="learned", layers="upper half"),
+        LoRA(targets="all", rslora=True),
+    ]
     table = [("bert", "sequence", method) for method in methods]
-    table += [("xlm-roberta", kind, "seq_bn_inv") for kind in ("encoder", "token", "masked-lm", "mean")]
+    table += [
+        ("xlm-roberta", kind, "seq_bn_inv") for kind in ("encoder", "token", "masked-lm", "mean")
+    ]
     table += [("distilbert", "sequence", "lora"), ("roberta", "sequence", "double_seq_bn")]
     cases, expected = [], []
     for index, (family, kind, method) in enumerate(table):
@@ -128,7 +133,9 @@ def test_fresh_process_gives_bit_identical_answers_and_the_same_cards(
     for case, (answer, cards, labels) in zip(cases, expected, strict=True):
         folder = tmp_path / case["folder"]
         assert torch.equal(load_file(folder / "answer.safetensors")["answer"], answer), case
-        assert json.loads((folder / "cards.json").read_text()) == json.loads(json.dumps(cards)), case
+        assert json.loads((folder / "cards.json").read_text()) == json.loads(json.dumps(cards)), (
+            case
+        )
         assert json.loads((folder / "labels.json").read_text()) == labels, case
 
 
@@ -138,7 +145,9 @@ def test_saving_twice_writes_the_same_bytes(build, fill, family, method, tmp_pat
     other = build(family, "sequence")
     adapterx.load(other, one)
     two = adapterx.save(other, "task", tmp_path / "two")
-    assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in two.iterdir())
+    assert sorted(path.name for path in one.iterdir()) == sorted(
+        path.name for path in two.iterdir()
+    )
     for path in one.iterdir():
         assert path.read_bytes() == (two / path.name).read_bytes(), path.name
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -55,14 +54,9 @@ def test_row_alone_without_padding_gets_the_same_answer(
         assert close(_answers(model, _alone(batch, row))[0], answer, dtype)
 
 
-@pytest.mark.parametrize("more", [1, 20])
-def test_padding_changes_no_answer(
-    build, batch, fill, close, family, case, more
-) -> None:
+def test_padding_changes_no_answer(build, batch, fill, close, family, case) -> None:
     model = _model(build, fill, family, *case)
-    for one, other in zip(
-        _answers(model, batch), _answers(model, _padded(batch, more)), strict=True
-    ):
+    for one, other in zip(_answers(model, batch), _answers(model, _padded(batch, 20)), strict=True):
         assert close(one, other)
 
 

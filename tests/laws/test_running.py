@@ -18,6 +18,7 @@ from transformers import Trainer, TrainingArguments, pipeline
 
 import adapterx
 from adapterx import LoRA, Scale, Stack
+from adapterx.anatomy import known_families
 
 STACK = Stack(Scale("sw", 0.8), "nli")
 # Every kind of site and of module at once.
@@ -26,6 +27,12 @@ METHODS = {
     "branches": ("par_bn", LoRA(targets="all", rank=2)),
 }
 LABELS = torch.tensor([0, 2, 1, 0])
+# Transformers 5.23 renamed it.
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__dataclass_fields__
+)
 
 
 @pytest.fixture(params=METHODS.values(), ids=METHODS)
@@ -123,8 +130,7 @@ def test_gradient_checkpointing_gives_equal_gradients(
         "transformer.layer.1" if family == "distilbert" else "encoder.layer.1"
     )
     next(layer.children()).register_forward_hook(lambda *_: calls.append(1))
-    # Transformers 5.23 renamed it.
-    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    getattr(model, f"{CHECKPOINTING}_enable")()
     gradients = _gradients(model, batch)
     assert len(calls) == 2, "the layer did not run again"
     assert gradients.keys() == expected.keys()
@@ -167,7 +173,9 @@ def test_pickled_model_is_equal_and_works_on(setup, batch, run, same, family, me
     assert same(run(twin, batch, hidden=False), run(model, batch, hidden=False))
 
 
-def test_state_dict_of_a_model_with_adapters_loads_back(setup, batch, run, same, family, methods) -> None:
+def test_state_dict_of_a_model_with_adapters_loads_back(
+    setup, batch, run, same, family, methods
+) -> None:
     model = setup(family, methods)
     expected = run(model, batch)
     state = copy.deepcopy(model.state_dict())
@@ -215,7 +223,8 @@ def test_attention_implementations_give_the_same_answers(
     setup, batch, run, close, family, methods
 ) -> None:
     one, other = (
-        run(setup(family, methods, attention=name), batch, hidden=False) for name in ("sdpa", "eager")
+        run(setup(family, methods, attention=name), batch, hidden=False)
+        for name in ("sdpa", "eager")
     )
     assert close(one, other)
 
@@ -235,12 +244,17 @@ def test_embeddings_in_place_of_ids_give_the_same_answers(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.parametrize(
+    "compiled_family, chosen, backend",
+    [
+        *((name, chosen, "aot_eager") for name in known_families() for chosen in METHODS),
+        ("xlm-roberta", "bottlenecks", "inductor"),
+    ],
+)
 def test_compiled_model_gives_the_same_answers_and_gradients(
-    setup, batch, run, close, family, methods, backend
+    setup, batch, run, close, compiled_family, chosen, backend
 ) -> None:
-    model = setup(family, methods)
+    model = setup(compiled_family, METHODS[chosen])
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     for composition in (STACK, None, "sw", STACK):
@@ -310,7 +324,8 @@ def test_pipeline_gives_the_answers_of_predict(
 class _Rows(torch.utils.data.Dataset):
     def __init__(self, batch: dict[str, Tensor]) -> None:
         self.rows = [
-            {key: value[i] for key, value in batch.items()} | {"labels": LABELS[i]} for i in range(4)
+            {key: value[i] for key, value in batch.items()} | {"labels": LABELS[i]}
+            for i in range(4)
         ]
 
     def __len__(self) -> int:
@@ -323,10 +338,11 @@ class _Rows(torch.utils.data.Dataset):
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_trainer_takes_the_steps_of_a_plain_loop(
-    setup, batch, close, family, methods, checkpointing, tmp_path
+    setup, batch, family, methods, checkpointing, tmp_path
 ) -> None:
     plain = setup(family, methods, mode="train")
-    optimiser = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], lr=0.01)
+    trainable = [p for p in plain.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trainable, lr=0.01, weight_decay=0.0)
     for _ in range(2):
         optimiser.zero_grad()
         plain(**batch, labels=LABELS).loss.backward()
@@ -340,10 +356,10 @@ def test_trainer_takes_the_steps_of_a_plain_loop(
         per_device_train_batch_size=4,
         learning_rate=0.01,
         lr_scheduler_type="constant",
-        weight_decay=0.01,
+        weight_decay=0.0,
         use_cpu=True,
         report_to=[],
-        gradient_checkpointing=checkpointing,
+        **({CHECKPOINTING: True} if checkpointing else {}),
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
@@ -351,7 +367,7 @@ def test_trainer_takes_the_steps_of_a_plain_loop(
     parameters = dict(model.named_parameters())
     for name, value in frozen.items():
         assert torch.equal(parameters[name], value), name
-    # Rows are shuffled and biases don't decay in Trainer: close, but not to the last digit.
+    # Trainer shuffles the rows, so sums differ in the last digits; Adam divides by their size.
     for name, parameter in plain.named_parameters():
         if parameter.requires_grad:
             assert (parameters[name] - parameter).abs().max() < 1e-3, name
@@ -379,7 +395,7 @@ else:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (world,))
-    for layer in model.base_model.get_submodule(sys.argv[5]):
+    for layer in model.base_model.encoder.layer:
         fully_shard(layer, mesh=mesh)
     wrapped = fully_shard(model, mesh=mesh)
 optimiser = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=0.01)
@@ -404,17 +420,13 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how, processes", [("ddp", 2), ("fsdp", 1), ("fsdp", 2)])
-@pytest.mark.parametrize("worker_family", ["xlm-roberta", "distilbert"])
-def test_several_processes_train_as_one(
-    setup, batch, close, methods, how, processes, worker_family, tmp_path
-) -> None:
-    model = setup(worker_family, methods, mode="train")
+@pytest.mark.parametrize("how, processes", [("ddp", 2), ("fsdp", 2)])
+def test_several_processes_train_as_one(setup, batch, methods, how, processes, tmp_path) -> None:
+    model = setup("xlm-roberta", methods, mode="train")
     torch.save((model, batch, LABELS), tmp_path / "setup.pt")
-    layers = "transformer.layer" if worker_family == "distilbert" else "encoder.layer"
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, how, str(rank), str(processes), str(tmp_path), layers],
+            [sys.executable, "-c", WORKER, how, str(rank), str(processes), str(tmp_path)],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},

@@ -49,9 +49,10 @@ def alignment_loss(
     """
     spread = teacher.var(dim=0, unbiased=False).mean(-1).clamp(min=1e-6)
     layers = ((student - teacher).square().mean((0, 2)) / spread).mean()
-    similarity = functional.normalize(student[:, -1], dim=-1) @ functional.normalize(
-        teacher[:, -1], dim=-1
-    ).T
+    similarity = (
+        functional.normalize(student[:, -1], dim=-1)
+        @ functional.normalize(teacher[:, -1], dim=-1).T
+    )
     target = torch.arange(len(student), device=student.device)
     contrast = functional.cross_entropy(similarity / temperature, target)
     return layer_weight * layers + contrast, {"layers": layers, "contrast": contrast}

@@ -1,0 +1,597 @@
+"""The command line: help, errors of one line, and the main job on a tiny encoder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+
+import adapterx
+from adapterx.cli import build_parser, main
+from adapterx.encoders import load_encoder
+from adapterx.errors import AdapterError, DataError
+
+REPOSITORY = Path(adapterx.__file__).parents[1]
+LABELS = ("food", "law")
+WORDS = {"food": range(8), "law": range(45, 53)}
+SETTINGS = "--epochs 6 --batch-size 8 --learning-rate 1e-2 --layers all --dtype float32".split()
+
+
+def _parsers() -> dict[str, Any]:
+    (verbs,) = (action for action in build_parser()._actions if hasattr(action.choices, "items"))
+    return dict(verbs.choices)
+
+
+VERBS = _parsers()
+
+
+@dataclass
+class Answer:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        """The one JSON object on stdout."""
+        (line,) = self.out.splitlines()
+        return json.loads(line)
+
+
+@dataclass
+class World:
+    """A folder with a tiny encoder, data, and a store; commands run in it."""
+
+    root: Path
+    arguments: dict[str, str] = field(default_factory=dict)
+
+    def write(self, name: str, text: str | bytes) -> str:
+        path = self.root / name
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return str(path)
+
+
+def sentences(count: int, *, offset: int = 0, seed: int = 0) -> list[tuple[str, str]]:
+    """Return texts with labels; `offset` shifts the words, as a foreign language would."""
+    generator = torch.Generator().manual_seed(seed)
+    rows: list[tuple[str, str]] = []
+    for index in range(count):
+        label = LABELS[index % 2]
+        at = torch.randint(8, (3 + index % 3,), generator=generator).tolist()
+        rows.append((" ".join(f"w{WORDS[label][i] + offset}" for i in at), label))
+    return rows
+
+
+def _jsonl(rows: Sequence[dict[str, str]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def _labelled(rows: Sequence[tuple[str, str]]) -> str:
+    return _jsonl([{"text": text, "label": label} for text, label in rows])
+
+
+def _bert(folder: Path, tokenizer: Any, *, seed: int, hidden: int = 32) -> Path:
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=100,
+        hidden_size=hidden,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=37,
+        max_position_embeddings=40,
+        pad_token_id=1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.3,
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> World:
+    """Write the encoders and the data once."""
+    root = tmp_path_factory.mktemp("cli")
+    world = World(root)
+    _bert(root / "tiny", tokenizer, seed=0)
+    _bert(root / "other", tokenizer, seed=1)
+    _bert(root / "twin" / "tiny", tokenizer, seed=2)
+    _bert(root / "wider", tokenizer, seed=0, hidden=64)
+    torch.manual_seed(0)
+    gpt = GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=4, n_positions=40)
+    GPT2LMHeadModel(gpt).save_pretrained(root / "gpt")
+    tokenizer.save_pretrained(root / "gpt")
+    (root / "empty").mkdir()
+    english = sentences(64)
+    world.write("train.jsonl", _labelled(english))
+    world.write("dev.jsonl", _labelled(sentences(24, seed=1)))
+    world.write("en.jsonl", _labelled(sentences(24, seed=2)))
+    world.write("sw.jsonl", _labelled(sentences(24, offset=20, seed=2)))
+    world.write("fr.jsonl", _labelled(sentences(24, offset=10, seed=3)))
+    foreign = sentences(64, offset=20)
+    for tag in ("mi", "sw"):
+        pairs = [
+            {"en": text, tag: other}
+            for (text, _), (other, _) in zip(english, foreign, strict=True)
+        ]
+        world.write(f"en-{tag}.jsonl", _jsonl(pairs))
+        world.write(f"{tag}.txt", "".join(text + "\n" for text, _ in foreign[:20]))
+    world.write("texts.txt", "w1 w2 w3\n\nw46 w47\n")
+    world.write("none.jsonl", "")
+    world.write("broken.jsonl", _labelled(english[:2]) + '{"text": "w1", "label":\n')
+    world.write("nolabel.jsonl", _labelled(english[:4]) + '{"text": "w1"}\n')
+    world.write("other.jsonl", _labelled([*english[:4], ("w1", "fod")]))
+    world.write("same.jsonl", _labelled([english[0]] * 3))
+    world.write("latin.jsonl", _labelled(english[:2]).encode() + b'{"text": "\xe9", "label": "x"}')
+    world.write("few.jsonl", _jsonl([{"en": f"w{i}", "sw": f"w{i + 20}"} for i in range(20)]))
+    world.write("three.jsonl", _jsonl([{"en": "w1", "sw": "w2", "fr": "w3"}]))
+    world.write("table.txt", "text\tlabel\n")
+    return world
+
+
+@pytest.fixture(autouse=True)
+def surroundings(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[pytest.MonkeyPatch]:
+    """Run in the world's folder, with an empty store, as a fresh process would."""
+    monkeypatch.chdir(world.root)
+    monkeypatch.setenv("ADAPTERX_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
+        monkeypatch.setenv(name, {"TRANSFORMERS_VERBOSITY": "error"}.get(name, "1"))
+    before = transformers.logging.get_verbosity()
+    # A fresh process reads the verbosity from the environment that `main` sets.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    yield monkeypatch
+    transformers.logging.set_verbosity(before)
+    transformers.logging.enable_progress_bar()
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Return ``call("verb --flag …", ...)``: the exit code and what was printed."""
+
+    def call(command: str, *more: str) -> Answer:
+        capsys.readouterr()
+        code = main([*shlex.split(command), *more])
+        out, err = capsys.readouterr()
+        return Answer(code, out, err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store with a task, ``topics``, and a language adapter, ``sw``, of ``tiny``."""
+    store = tmp_path_factory.mktemp("store")
+    shared = ["--model", str(world.root / "tiny"), "--store", str(store), *SETTINGS]
+    task = ["--task", "topics", "--language", "en"]
+    train = ["--train", str(world.root / "train.jsonl")]
+    assert main(["train", *shared, *task, *train]) == 0
+    pairs = ["--lang", "sw", "--pairs", str(world.root / "en-sw.jsonl"), "--strength", "0.5"]
+    assert main(["train-language", *shared, *pairs]) == 0
+    return store
+
+
+# ------------------------------------------------------------------ help
+
+
+def _help(parser: Any) -> str:
+    return str(parser.format_help())
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_exits_with_0_and_ends_in_an_example(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([*verb.split(), "--help"])
+    assert left.value.code == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    example = " ".join(out.split("example: ")[-1].split())
+    assert example.startswith(f"adapterx {verb or 'predict'} ".rstrip())
+    options = build_parser().parse_args(shlex.split(example)[1:])
+    assert callable(options.run)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_takes_json_and_debug_and_long_options_only(verb: str) -> None:
+    flags = [flag for action in VERBS[verb]._actions for flag in action.option_strings]
+    assert {"--json", "--debug", "--help"} <= {*flags}
+    assert [flag for flag in flags if not flag.startswith("--") and flag != "-h"] == []
+    assert "%" not in _help(VERBS[verb])
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"adapterx {adapterx.__version__}\n"
+
+
+@pytest.mark.slow
+def test_help_of_every_verb_loads_no_torch() -> None:
+    code = f"""
+import sys
+from adapterx.cli import main
+for verb in {["", *VERBS]!r}:
+    try:
+        main([*verb.split(), "--help"])
+    except SystemExit as left:
+        assert left.code == 0, verb
+    heavy = {{"torch", "transformers", "accelerate", "numpy", "sklearn"}} & {{*sys.modules}}
+    assert not heavy, (verb, heavy)
+assert main(["trian"]) == 2
+assert "torch" not in sys.modules
+"""
+    done = _process([sys.executable, "-c", code])
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]], ids=" ".join)
+def test_the_module_runs_as_a_program(arguments: list[str]) -> None:
+    done = _process([sys.executable, "-m", "adapterx", *arguments])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(("usage: adapterx", "adapterx "))
+
+
+def _process(command: list[str], **extra: str) -> subprocess.CompletedProcess[str]:
+    removed = ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
+    kept = {key: value for key, value in os.environ.items() if key not in removed}
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**kept, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", **extra},
+    )
+
+
+# ------------------------------------------------------------------ errors
+
+TRAIN = "train --model tiny --task topics --train train.jsonl"
+LEARN = "train-language --model tiny --lang sw --pairs en-sw.jsonl"
+PREDICT = "predict --model tiny --task topics"
+EVALUATE = "evaluate --model tiny --task topics --test"
+# Wrong before anything is loaded: the command, and what the line must hold.
+WRONG: dict[str, tuple[str, list[str]]] = {
+    "no verb": ("", ["VERB", "See: adapterx --help"]),
+    "unknown verb": ("trian", ["no verb 'trian'. Did you mean 'train'?", "See: adapterx --help"]),
+    "far verb": ("xyzzy", ["no verb 'xyzzy'. See: adapterx --help"]),
+    "missing arguments": ("train", ["--model, --task, --train", "See: adapterx train --help"]),
+    "missing adapter": ("show", ["required: adapter. See: adapterx show --help"]),
+    "missing repository": ("push topics", ["USER/REPO"]),
+    "unknown option": (f"{PREDICT} --langs sw w1", ["unrecognized arguments: --langs"]),
+    "short form of an option": (f"{TRAIN} --epo 3", ["unrecognized arguments: --epo"]),
+    "option without value": (f"{TRAIN} --dev", ["--dev: expected one argument"]),
+    "no number": (f"{TRAIN} --epochs many", ["--epochs", "'many'"]),
+    "no number of reduction": (f"{TRAIN} --reduction x", ["--reduction", "'x'"]),
+    "unknown choice": (f"{TRAIN} --dtype int8", ["--dtype", "'int8'", "bfloat16"]),
+    "bad epochs": (f"{TRAIN} --epochs 0", ["epochs is 0, not a whole number of at least 1"]),
+    "bad rate": (f"{TRAIN} --learning-rate -1", ["learning_rate is -1.0"]),
+    "bad seed": (f"{TRAIN} --seed -1", ["seed is -1"]),
+    "bad schedule": (f"{TRAIN} --schedule linaer", ["schedule is 'linaer', not one of linear"]),
+    "two bad settings": (f"{TRAIN} --epochs 0 --keep first", ["epochs is 0", "keep is 'first'"]),
+    "bad name": (f"{TRAIN} --task a/b", ["'a/b'"]),
+    "bad reduction": (f"{TRAIN} --reduction 0", ["reduction"]),
+    "bad layers": (f"{TRAIN} --layers 1,x", ["layers is '1,x'. Write indices as 8,9,10,11."]),
+    "bad layer words": (f"{TRAIN} --layers lower", ["'lower'"]),
+    "unknown language": (f"{TRAIN} --language Swahilli", ["'Swahilli'", "Did you mean 'Swahili'?"]),
+    "unknown language to learn": (
+        "train-language --model tiny --lang Maaori --pairs en-mi.jsonl",
+        ["'Maaori' is no language", "Did you mean 'Māori'?"],
+    ),
+    "unknown language to test": (f"{EVALUATE} Swahilli=sw.jsonl", ["'Swahilli'"]),
+    "missing file": (f"{TRAIN} --train gone.jsonl", ["gone.jsonl cannot be read: No such file"]),
+    "empty file": (f"{TRAIN} --train none.jsonl", ["none.jsonl is empty"]),
+    "wrong ending": (f"{TRAIN} --train table.txt", ["table.txt ends in '.txt'", ".jsonl"]),
+    "malformed line": (f"{TRAIN} --train broken.jsonl", ["broken.jsonl, line 3: not JSON"]),
+    "missing label": (f"{TRAIN} --train nolabel.jsonl", ["nolabel.jsonl, line 5", "'label'"]),
+    "other column": (f"{TRAIN} --text-column body", ["train.jsonl, line 1", "'body'"]),
+    "not UTF-8": (f"{TRAIN} --train latin.jsonl", ["latin.jsonl, line 3: not UTF-8"]),
+    "one label": (f"{TRAIN} --train same.jsonl", ["All 3 examples have the label 'food'"]),
+    "label outside the set": (
+        f"{TRAIN} --dev other.jsonl",
+        ["other.jsonl, line 5: label 'fod' is not one of food, law.", "Did you mean 'food'?"],
+    ),
+    "three languages": (
+        "train-language --model tiny --lang sw --pairs three.jsonl",
+        ["three.jsonl, line 1", "en, sw, fr"],
+    ),
+    "other pairs": (f"{LEARN} --pairs en-mi.jsonl", ["en-mi.jsonl, line 1", "'sw'"]),
+    "strength and task": (f"{LEARN} --task topics --strength 1", ["Both strength and task"]),
+    "no text": (PREDICT, ["No text to answer"]),
+    "blank text": (f"{PREDICT} ' '", ["No text to answer"]),
+    "missing texts": (f"{PREDICT} --file gone.txt", ["gone.txt cannot be read"]),
+    "language and composition": (f"{PREDICT} --lang sw --compose topics w1", ["Both lang and"]),
+    "no LANG=FILE": (f"{EVALUATE} sw.jsonl", ["'sw.jsonl' in --test. Write LANG=FILE"]),
+    "empty test": (f"{EVALUATE} sw=none.jsonl", ["none.jsonl is empty"]),
+    "unknown task": (f"{PREDICT} w1", ["No task 'topics' in", "there: none"]),
+    "unknown adapter": ("show topics", ["No adapter 'topics' in", "there: none"]),
+    "folder without card": ("show empty", ["no adapterx.json in empty"]),
+}
+# Wrong once a model is loaded.
+UNFIT: dict[str, tuple[str, list[str]]] = {
+    "no such model": (f"{TRAIN} --model ./gone", ["'./gone' cannot be loaded as an encoder"]),
+    "folder without model": (f"{TRAIN} --model empty", ["'empty' cannot be loaded"]),
+    "model without sites": (f"{TRAIN} --model gpt", ["gpt2", "bert"]),
+    "unknown method": (f"{TRAIN} --method seq_bm", ["'seq_bm'", "Did you mean 'seq_bn'?"]),
+    "layers beyond the model": (f"{TRAIN} --layers 8,9", ["layer"]),
+    "unknown composition": (f"{TRAIN} --compose Stack(yo,topics)", ["'yo'"]),
+    "broken composition": (f"{TRAIN} --compose Stack(yo", ["Stack(yo"]),
+    "few pairs": ("train-language --model tiny --lang sw --pairs few.jsonl", ["20 translation pa"]),
+}
+# Wrong with the store of `trained`.
+STORED: dict[str, tuple[str, list[str]]] = {
+    "near task": ("predict --model tiny --task topic w1", ["'topic'", "Did you mean 'topics'?"]),
+    "near adapter": ("show topisc", ["there: sw, topics", "Did you mean 'topics'?"]),
+    "no adapter of the language": (f"{PREDICT} --lang fr w1", ["'fr'", "sw", "fallback"]),
+    "no such language": (f"{PREDICT} --lang Swahilli w1", ["'Swahilli'"]),
+    "a language for a task": ("predict --model tiny --task sw w1", ["No task 'sw'"]),
+    "another base": ("predict --model other --task topics w1", ["another base", "tiny"]),
+    "another size": ("predict --model wider --task topics w1", ["hidden size 32, not 64"]),
+    "a name that another base has": (f"{TRAIN} --model twin/tiny", ["for another base", "weights"]),
+    "test label outside the set": (f"{EVALUATE} sw=other.jsonl", ["'fod'", "food, law"]),
+    "few pairs to hold out": (
+        "train-language --model tiny --lang sw --pairs few.jsonl --task topics",
+        ["20 translation pairs are too few"],
+    ),
+    "unknown name in a composition": (f"{PREDICT} --compose Stack(yo,topics) w1", ["'yo'"]),
+}
+
+
+def _check_error(answer: Answer, parts: Sequence[str]) -> None:
+    assert answer.code == 2
+    assert answer.out == ""
+    assert answer.err.endswith("\n")
+    (line,) = answer.err.splitlines()
+    assert line.startswith("adapterx: ")
+    assert "Traceback" not in line
+    assert "--debug" not in line  # that is for errors nobody thought of
+    assert [part for part in parts if part not in line] == [], line
+
+
+@pytest.mark.parametrize(("command", "parts"), WRONG.values(), ids=WRONG)
+def test_a_wrong_command_is_one_line_on_stderr(
+    call: Callable[..., Answer], command: str, parts: list[str]
+) -> None:
+    _check_error(call(command), parts)
+
+
+@pytest.mark.parametrize(("command", "parts"), UNFIT.values(), ids=UNFIT)
+def test_what_does_not_fit_is_one_line_on_stderr(
+    call: Callable[..., Answer], command: str, parts: list[str], tmp_path: Path
+) -> None:
+    _check_error(call(command), parts)
+    assert not list(tmp_path.rglob("adapterx.json"))
+
+
+@pytest.mark.parametrize(("command", "parts"), STORED.values(), ids=STORED)
+def test_what_the_store_lacks_is_one_line_on_stderr(
+    call: Callable[..., Answer], trained: Path, command: str, parts: list[str]
+) -> None:
+    _check_error(call(command, "--store", str(trained)), parts)
+
+
+@pytest.mark.parametrize("command", [f"{TRAIN} --train broken.jsonl", "trian", TRAIN + " --epochs 0"])
+def test_with_json_an_error_is_one_object_on_stdout(
+    call: Callable[..., Answer], command: str
+) -> None:
+    plain, answer = call(command), call(f"{command} --json")
+    assert answer.code == plain.code == 2
+    assert answer.err == plain.err
+    assert answer.data.keys() == {"error"}
+    assert plain.err == f"adapterx: {answer.data['error']['message']}\n"
+    assert answer.data["error"]["type"] in {"DataError", "ConfigError", "AskedWronglyError"}
+
+
+def test_debug_raises_the_error_with_its_traceback(call: Callable[..., Answer]) -> None:
+    with pytest.raises(DataError, match="line 3") as caught:
+        call(f"{TRAIN} --train broken.jsonl --debug")
+    assert isinstance(caught.value.__cause__, ValueError)
+    with pytest.raises(AdapterError, match="no verb 'trian'"):
+        call("trian --debug")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [WRONG["malformed line"], UNFIT["model without sites"], STORED["another base"]],
+    ids=["malformed line", "model without sites", "another base"],
+)
+@pytest.mark.parametrize("debug", [False, True], ids=["one line", "debug"])
+def test_a_process_of_its_own_says_the_same(
+    trained: Path, command: str, parts: list[str], debug: bool
+) -> None:
+    arguments = [*shlex.split(command), "--store", str(trained), *(["--debug"] if debug else [])]
+    done = _process([sys.executable, "-m", "adapterx", *arguments])
+    if debug:
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr
+        assert done.stdout == ""
+    else:
+        _check_error(Answer(done.returncode, done.stdout, done.stderr), parts)
+
+
+# ------------------------------------------------------------------ the main job
+
+
+def test_the_main_job_end_to_end(
+    call: Callable[..., Answer], world: World, tmp_path: Path, tokenizer: Any
+) -> None:
+    settings = " ".join(SETTINGS)
+    done = call(f"{TRAIN} --language English --dev dev.jsonl {settings}")
+    assert done.code == 0
+    first, second = done.out.splitlines()
+    assert first.startswith("topics: 64 examples, 48 steps, loss ")
+    assert "; dev accuracy " in first
+    folder = Path(second.removeprefix("saved in "))
+    assert folder.is_relative_to(tmp_path / "home" / "adapters")
+
+    done = call("list")
+    assert done.code == 0
+    (line,) = done.out.splitlines()
+    assert line.split() == [
+        *("topics", "task", "en", "tiny", "(bert,", "2", "layers", "of", "32),", "2", "labels")
+    ]
+    shown = call("show topics")
+    assert shown.code == 0
+    facts = dict(line.split(None, 1) for line in shown.out.splitlines())
+    assert facts["name"] == "topics"
+    assert facts["language"] == "en"
+    assert facts["labels"] == "food, law"
+    assert facts["folder"] == str(folder)
+    assert "examples 64" in facts["training"]
+    assert shown.err == ""
+    card = call("show topics --json").data
+    assert card["labels"]["names"] == ["food", "law"]
+    assert card["facts"]["training"]["seed"] == 0
+
+    plain = call("predict --model tiny --task topics --file texts.txt w3")
+    assert plain.code == 0
+    assert plain.err == ""
+    rows = [line.split(None, 2) for line in plain.out.splitlines()]
+    assert [(row[0], row[2]) for row in rows] == [("food", "w3"), ("food", "w1 w2 w3"), ("law", "w46 w47")]
+    answers = call("predict --model tiny --task topics --file texts.txt --json w3").data
+    assert answers["composition"] == "topics"
+    assert [one["text"] for one in answers["predictions"]] == ["w3", "w1 w2 w3", "w46 w47"]
+    for row, one in zip(rows, answers["predictions"], strict=True):
+        assert one["label"] == row[0]
+        assert f"{one['score']:.3f}" == row[1]
+        assert sum(one["scores"].values()) == pytest.approx(1)
+
+    # The library gives the same answers as the command line.
+    model, read = load_encoder(str(world.root / "tiny"), pooling="model")
+    adapterx.attach(model, task="topics")
+    here = adapterx.predict(model, read, ["w3", "w1 w2 w3", "w46 w47"])
+    assert [one["scores"] for one in answers["predictions"]] == [one["scores"] for one in here]
+
+    learnt = call(f"{LEARN} --text sw.txt --task topics {settings} --json")
+    assert learnt.code == 0
+    assert learnt.err.endswith(" s\n")
+    assert learnt.data["adapter"] == "sw"
+    assert learnt.data["strength"] in (0.25, 0.5, 0.75, 1.0)
+    assert learnt.data["training"]["pairs"] == 64 - 12
+    assert learnt.data["training"]["lines"] == 20
+    assert {*learnt.data["training"]["agreement"]} == {"0", "0.25", "0.5", "0.75", "1"}
+    listed = call("list --json").data["adapters"]
+    assert [(one["name"], one["kind"], one["language"]) for one in listed] == [
+        ("sw", "language", "sw"),
+        ("topics", "task", "en"),
+    ]
+
+    for language in ("sw", "Swahili", "swa"):
+        there = call(f"predict --model tiny --task topics --lang {language} --json", "w21 w22").data
+        strength = learnt.data["strength"]
+        name = "sw" if strength == 1 else f"Scale(sw, {strength})"
+        assert there["composition"].replace(" ", "") == f"Stack({name}, topics)".replace(" ", "")
+        assert there["predictions"][0]["label"] in LABELS
+    composed = call("predict --model tiny --task topics --compose Stack(sw,topics) --json w21").data
+    assert composed["composition"].replace(" ", "") == "Stack(sw,topics)"
+    alone = call("predict --model tiny --task topics --lang fr --fallback none --json w1").data
+    assert alone["composition"] == "topics"
+
+    tests = "en=en.jsonl Swahili=sw.jsonl fr=fr.jsonl"
+    table = call(f"{EVALUATE} {tests} --output out")
+    assert table.code == 0
+    assert table.err == ""
+    for word in ("English", "Swahili", "French", "task adapter"):
+        assert word in table.out
+    assert (world.root / "out" / "table.png").read_bytes().startswith(b"\x89PNG")
+    assert "Swahili" in (world.root / "out" / "table.html").read_text(encoding="utf-8")
+    data = call(f"{EVALUATE} {tests} --json").data
+    assert data["source"] == "en"
+    assert data["columns"] == ["task adapter", "on language adapter"]
+    rows = {row["tag"]: row["cells"] for row in data["rows"]}
+    assert [*rows][0] == "en"
+    assert rows["en"]["task adapter"]["accuracy"] >= 0.9
+    assert rows["fr"]["on language adapter"] is None
+    assert rows["sw"]["on language adapter"]["composition"] == there["composition"]
+    assert data["averages"].keys() == {*data["columns"]}
+
+
+def test_a_task_can_be_trained_on_a_language_adapter(
+    call: Callable[..., Answer], trained: Path, world: World
+) -> None:
+    store = f"--store {trained}"
+    done = call(f"{TRAIN} --task news --compose Stack(sw,news) {store} --json {' '.join(SETTINGS)}")
+    assert done.code == 0
+    assert done.data["training"]["composition"] == "Stack(sw,news)"
+    assert Path(done.data["folder"]).is_relative_to(trained)
+
+
+def test_a_saved_adapter_is_named_by_its_folder_too(
+    call: Callable[..., Answer], trained: Path
+) -> None:
+    by_name = call(f"{PREDICT} --lang sw --store {trained} --json w1").data
+    folders = {one.parent.name: one.parent for one in trained.rglob("adapterx.json")}
+    by_folder = call(
+        f"predict --model tiny --task {folders['topics']} --lang {folders['sw']} --json w1"
+    ).data
+    assert by_folder == by_name
+    assert call(f"show {folders['sw']} --json").data == call(f"show sw --store {trained} --json").data
+
+
+def test_an_empty_store_lists_nothing(call: Callable[..., Answer], tmp_path: Path) -> None:
+    done = call("list")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == f"no adapters in {tmp_path / 'home' / 'adapters'}\n"
+    assert call("list --json").data["adapters"] == []
+
+
+def test_a_text_may_begin_with_a_dash(call: Callable[..., Answer], trained: Path) -> None:
+    done = call(f"{PREDICT} --store {trained} --json --", "--lang", "-5")
+    assert [one["text"] for one in done.data["predictions"]] == ["--lang", "-5"]
+
+
+def test_the_examples_of_help_run(call: Callable[..., Answer], world: World) -> None:
+    # The others need the packaged encoder's wheel or a Hub; tests/store has a Hub of its own.
+    examples = {
+        verb: " ".join(VERBS[verb].epilog.split()).removeprefix("example: adapterx ")
+        for verb in ("train", "train-language", "list", "show", "predict", "evaluate")
+    }
+    for verb, example in examples.items():
+        command = example.replace("e5-small-q4", "tiny")
+        if verb == "train-language":  # shown for Māori; predict asks for Swahili
+            swahili = command.replace("--lang mi", "--lang sw").replace("en-mi", "en-sw")
+            assert call(swahili.replace("mi.txt", "sw.txt"), *SETTINGS).code == 0
+        done = call(command, *(SETTINGS if verb.startswith("train") else []))
+        assert done.code == 0, done.err
+        assert done.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--json"]], ids=["text", "json"])
+def test_a_closed_pipe_ends_a_command_without_a_word(flags: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment.pop("PYTHONUNBUFFERED", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "adapterx", "list", *flags],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        timeout=300,
+        check=False,
+        env=environment,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
