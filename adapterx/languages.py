@@ -41,7 +41,8 @@ def script_name(tag: str) -> str:
 
 
 def _known_names() -> list[str]:
-    """Return the English names of the languages CLDR knows best; slow, for an error's text."""
-    from langcodes.data_dicts import DEFAULT_SCRIPTS
+    """Return the English names of some two hundred languages; slow, for an error's text."""
+    from langcodes.data_dicts import DEFAULT_SCRIPTS, LANGUAGE_ALPHA3
 
-    return [language_name(tag) for tag in DEFAULT_SCRIPTS if langcodes.tag_is_valid(tag)]
+    tags = sorted({*DEFAULT_SCRIPTS, *LANGUAGE_ALPHA3})  # the second: all with a two-letter code
+    return [language_name(tag) for tag in tags if langcodes.tag_is_valid(tag)]

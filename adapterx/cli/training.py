@@ -9,7 +9,7 @@ from typing import Any
 
 from adapterx.composition import JsonValue, check_name
 from adapterx.errors import ConfigError
-from adapterx.training.config import TrainingConfig
+from adapterx.training.config import LANGUAGE_CONFIG, TASK_CONFIG, TrainingConfig
 
 __all__ = ["add_verbs"]
 
@@ -37,7 +37,7 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
         "--compose", help="what is active in training, e.g. 'Stack(en, topics)'; names in the store"
     )
     train.add_argument("--pooling", default="auto", choices=["auto", "mean", "model"])
-    _add_common(train, TrainingConfig(learning_rate=2e-3), layers="upper third", reduction=16)
+    _add_common(train, TASK_CONFIG, layers="upper third", reduction=16)
     train.set_defaults(run=_train)
 
     language = verbs.add_parser(
@@ -62,8 +62,7 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     language.add_argument(
         "--task", help="choose the strength by agreement under this task, on held-out pairs"
     )
-    defaults = TrainingConfig(epochs=20, learning_rate=2e-3, keep="last")
-    _add_common(language, defaults, layers="all", reduction=2)
+    _add_common(language, LANGUAGE_CONFIG, layers="all", reduction=2)
     language.set_defaults(run=_train_language)
 
 

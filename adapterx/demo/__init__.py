@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -35,7 +36,7 @@ from adapterx.store import save
 from adapterx.store.card import CARD, Card, base_of
 from adapterx.store.local import place_for
 from adapterx.tasks.classification import labels_in
-from adapterx.training.config import TrainingConfig
+from adapterx.training.config import LANGUAGE_CONFIG, TASK_CONFIG
 from adapterx.training.language import choose_strength, hold_out, train_language
 from adapterx.training.task import train_task
 
@@ -91,7 +92,7 @@ def run_demo(output: Path, *, seed: int = 0, show: bool = True) -> dict[str, Jso
         TASK,
         train=train,
         dev=read_examples(data / "topics" / "en.dev.jsonl", labels=labels),
-        config=TrainingConfig(learning_rate=2e-3, seed=seed),
+        config=replace(TASK_CONFIG, seed=seed),
     )
 
     chosen: dict[str, JsonValue] = {}
@@ -103,7 +104,7 @@ def run_demo(output: Path, *, seed: int = 0, show: bool = True) -> dict[str, Jso
             f"{language_name(tag)}"
         )
         add(model, tag, Bottleneck(reduction=2), kind="language")
-        config = TrainingConfig(epochs=10, learning_rate=2e-3, keep="last", seed=seed)
+        config = replace(LANGUAGE_CONFIG, seed=seed)
         train_language(model, tokenizer, tag, pairs=pairs, text=text, config=config)
         strength, agreement = choose_strength(model, tokenizer, tag, task=TASK, pairs=held)
         steps.say(f"strength {strength:g}, by agreement on {len(held)} held-out pairs")

@@ -57,17 +57,21 @@ def picture(table: Table) -> bytes:
             "Pictures need matplotlib. Install it: pip install 'adapterx[demo]'."
         ) from error
     rows = list(reversed(table.rows))
-    thickness = 0.8 / len(table.columns)
-    figure = Figure(figsize=(8, 1.2 + 0.42 * len(rows)), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8, 1.4 + 0.4 * len(rows)), dpi=150, layout="constrained")
     axes = figure.subplots()
     for position, column in enumerate(table.columns):
-        shown = [(at, cell) for at, row in enumerate(rows) if (cell := row.cells[column])]
-        # The first column is the upper bar of a group: the axis runs from the bottom.
-        offset = 0.4 - thickness * (position + 0.5)
+        heights: list[float] = []
+        scores: list[float] = []
+        for at, row in enumerate(rows):
+            if (cell := row.cells[column]) is not None:
+                # The bars of a row share its middle; the axis runs from the bottom.
+                present = [name for name in table.columns if row.cells[name] is not None]
+                heights.append(at + 0.36 * ((len(present) - 1) / 2 - present.index(column)))
+                scores.append(cell.accuracy)
         bars = axes.barh(
-            [at + offset for at, _ in shown],
-            [cell.accuracy for _, cell in shown],
-            height=thickness * 0.92,
+            heights,
+            scores,
+            height=0.33,
             color=_COLOURS[position % len(_COLOURS)],
             label=column,
         )
@@ -78,7 +82,7 @@ def picture(table: Table) -> bytes:
     axes.set_xlabel(f"accuracy on {table.rows[0].examples} test sentences a language")
     axes.set_title(f"{table.task}: trained on labels in {table.rows[0].name} only", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", fontsize=8, framealpha=0.9)
+    figure.legend(loc="outside lower right", fontsize=8, ncols=len(table.columns), frameon=False)
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     return stream.getvalue()

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from adapterx.errors import ConfigError
 
-__all__ = ["TrainingConfig"]
+__all__ = ["LANGUAGE_CONFIG", "TASK_CONFIG", "TrainingConfig"]
 
 _CHOICES: Final = {
     "schedule": ("linear", "cosine", "constant"),
@@ -76,3 +76,8 @@ class TrainingConfig:
 def _number(value: object, *types: type) -> bool:
     """Return whether a value is a number of these types; in Python, True is one."""
     return isinstance(value, types) and not isinstance(value, bool)
+
+
+# What served best on the packaged encoder with some hundred examples, or pairs: the demo's sizes.
+TASK_CONFIG: Final = TrainingConfig(learning_rate=2e-3)
+LANGUAGE_CONFIG: Final = TrainingConfig(epochs=20, learning_rate=2e-3, keep="last")

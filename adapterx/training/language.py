@@ -20,17 +20,15 @@ from adapterx.data import Pair
 from adapterx.errors import DataError
 from adapterx.model import activate, set_strength, set_trainable, using
 from adapterx.prediction import logits_of
-from adapterx.training.config import TrainingConfig
+from adapterx.training.config import LANGUAGE_CONFIG, TrainingConfig
 from adapterx.training.loop import Result, fit
 from adapterx.training.objectives.alignment import alignment_loss, layer_means
 
-__all__ = ["LANGUAGE_CONFIG", "STRENGTHS", "choose_strength", "hold_out", "train_language"]
+__all__ = ["STRENGTHS", "choose_strength", "hold_out", "train_language"]
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 
 MINIMUM_PAIRS = 32
-# Measured on the packaged encoder with some 300 pairs: benchmarks/RESULTS.md.
-LANGUAGE_CONFIG = TrainingConfig(epochs=20, batch_size=32, learning_rate=2e-3, keep="last")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +59,7 @@ def train_language(
         tokenizer: The encoder's tokenizer.
         name: The adapter.
         pairs: Sentences of a language the encoder knows with their translations, at least 32.
-        text: Plain lines of the language; each step sees as many of them as a quarter of it.
+        text: Plain lines of the language; a third as many as there are pairs are used.
         config: The settings of the loop.
         temperature: Of the contrast between the pairs of a batch.
         layer_weight: Weight of the layer-wise error beside the contrast.
@@ -85,7 +83,9 @@ def train_language(
         teachers = _states(model, tokenizer, sources, config)
     lessons = [_Lesson(pair.target, row) for pair, row in zip(pairs, teachers, strict=True)]
     if text:
-        share = list(text[: max(1, len(pairs) // 3)])
+        # Evenly from the whole file: its beginning may be about one thing.
+        wanted = min(len(text), max(1, len(pairs) // 3))
+        share = [text[at * len(text) // wanted] for at in range(wanted)]
         with using(model, None):
             kept = _states(model, tokenizer, share, config)
         lessons += [_Lesson(line, row) for line, row in zip(share, kept, strict=True)]

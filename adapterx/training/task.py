@@ -12,7 +12,7 @@ from adapterx.composition import Composition
 from adapterx.data import Example
 from adapterx.model import activate, heads_of, set_trainable
 from adapterx.tasks.classification import ClassificationMetric, Collator, predict_labels
-from adapterx.training.config import TrainingConfig
+from adapterx.training.config import TASK_CONFIG, TrainingConfig
 from adapterx.training.loop import Result, fit
 
 __all__ = ["train_task"]
@@ -25,7 +25,7 @@ def train_task(
     *,
     train: Sequence[Example],
     dev: Sequence[Example] = (),
-    config: TrainingConfig | None = None,
+    config: TrainingConfig = TASK_CONFIG,
     compose: Composition | None = None,
     accelerator: Accelerator | None = None,
     progress: bool = True,
@@ -38,7 +38,7 @@ def train_task(
         name: The adapter.
         train: Labelled texts, or pairs of texts.
         dev: More of them, scored after every epoch; empty for none.
-        config: The settings of the loop; None for the defaults.
+        config: The settings of the loop.
         compose: What is active in training, for example the task on its language's adapter; None
             for the task alone.
         accelerator: Accelerate's; None for a new one.
@@ -51,7 +51,6 @@ def train_task(
         UnknownNameError: If an adapter is not attached.
         ConfigError, DataError: As `adapterx.training.loop.fit`.
     """
-    config = config or TrainingConfig()
     activate(model, name if compose is None else compose)
     set_trainable(model, name)
     heads = heads_of(model)

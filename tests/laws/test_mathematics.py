@@ -19,6 +19,7 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForPreTraining
 
 import adapterx
 from adapterx import Bottleneck, Invertible, LoRA, Scale, Stack
+from adapterx.errors import ShapeError
 from adapterx.methods import BottleneckModule, InvertibleModule, LoRAModule, methods_of
 from adapterx.model import adapter_modules
 
@@ -314,6 +315,31 @@ def test_lora_dropout_zeroes_units_of_its_input_in_training_only() -> None:
     dropped = functional.dropout(x, 0.25)
     torch.manual_seed(1)
     assert torch.allclose(module.train()(x), 2 * dropped @ a.T @ b.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "module",
+    [
+        BottleneckModule(33, 4, Bottleneck(scaling="learned")),
+        LoRAModule(33, 33, LoRA(rank=2)),
+        InvertibleModule(33, Invertible()),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_update_has_shape_and_dtype_of_what_is_read(module, dtype) -> None:
+    for shape in [(2, 5, 33), (33,), (1, 0, 33)]:
+        x = torch.randn(shape).to(dtype)
+        before = x.clone()
+        update = module(x, 0.5)
+        assert (update.shape, update.dtype) == (x.shape, dtype)
+        assert torch.equal(x, before)
+        assert torch.equal(update, torch.zeros_like(x))
+
+
+def test_bottleneck_refuses_another_width() -> None:
+    with pytest.raises(ShapeError, match=r"\(2, 5, 32\).*ends in 33"):
+        BottleneckModule(33, 4, Bottleneck())(torch.randn(2, 5, 32))
 
 
 # Invertible coupling

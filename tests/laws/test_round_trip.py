@@ -177,6 +177,21 @@ def test_loaded_adapter_can_have_another_name(build, batch, run, fill, same, tmp
     assert same(run(model, batch), expected)
 
 
+def test_strength_of_a_language_survives_and_is_what_attach_uses(build, fill, tmp_path) -> None:
+    model = _attached(build, fill, "bert", "sequence", "seq_bn")
+    folder = adapterx.save(model, "sw", tmp_path / "sw")
+    card = json.loads((folder / "adapterx.json").read_text())
+    (folder / "adapterx.json").write_text(json.dumps({**card, "strength": 0.25}))
+    other = build("bert", "sequence")
+    adapterx.load(other, folder)
+    again = adapterx.save(other, "sw", tmp_path / "again")
+    assert Card.read(again) == Card.read(folder)
+    assert Card.read(again).strength == 0.25
+    adapterx.save(model, "task", tmp_path / "task")
+    adapterx.attach(other, lang="sw", task=str(tmp_path / "task"), store=tmp_path / "none")
+    assert adapterx.summary(other).active == "Stack(Scale(sw, 0.25), task)"
+
+
 @pytest.mark.parametrize("saved_as", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("loaded_as", [torch.float32, torch.bfloat16])
 def test_same_base_in_another_dtype_is_the_same_base(
