@@ -93,6 +93,7 @@ class Heads(nn.Module):
         name: str,
         labels: Labels | None,
         tensors: Mapping[str, Tensor] | None = None,
+        made_for: str | None = None,
     ) -> None:
         """Make and park the head of adapter `name`, float32.
 
@@ -102,6 +103,7 @@ class Heads(nn.Module):
             labels: What it answers; None copies the model's own head with its labels.
             tensors: Weights of a saved head by ``place.parameter``; None for fresh ones. A model
                 without a head takes a saved task without its head.
+            made_for: Name of the model class the saved head belongs to.
 
         Raises:
             BaseModelError: If the model has no head, or `tensors` do not fit it.
@@ -125,7 +127,7 @@ class Heads(nn.Module):
             )
         modules = self._copies(model) if labels is None else _fresh(model, facts, self.places, self)
         if tensors is not None:
-            _fill(modules, tensors, name, model)
+            _fill(modules, tensors, name, model, made_for)
         device = next(model.parameters()).device
         for place, module in modules.items():
             module.to(device=device, dtype=torch.float32)
@@ -218,7 +220,11 @@ def _fresh(
 
 
 def _fill(
-    modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], name: str, model: nn.Module
+    modules: Mapping[str, nn.Module],
+    tensors: Mapping[str, Tensor],
+    name: str,
+    model: nn.Module,
+    made_for: str | None,
 ) -> None:
     expected = {
         f"{place}.{key}": value
@@ -231,7 +237,8 @@ def _fill(
     if wrong:
         raise BaseModelError(
             f"The head of {name!r} does not fit {type(model).__name__}: {wrong[0]!r} is missing, "
-            "unknown or of another shape. Load the encoder with the class it was trained with."
+            "unknown or of another shape. Load the encoder with the class it was trained with"
+            + (f", {made_for}." if made_for else ".")
         )
     for place, module in modules.items():
         module.load_state_dict({key: tensors[f"{place}.{key}"] for key in module.state_dict()})

@@ -217,6 +217,7 @@ def insert(
     labels: Labels | None = None,
     tensors: Mapping[str, Tensor] | None = None,
     head: Mapping[str, Tensor] | None = None,
+    head_class: str | None = None,
 ) -> _Model:
     """Put an adapter into a model, fresh or with the weights of a saved one.
 
@@ -226,6 +227,7 @@ def insert(
         labels: A task's labels; None copies the model's own head.
         tensors: Weights by ``site.parameter``; None for fresh ones.
         head: The head's weights by ``place.parameter``; None for fresh ones.
+        head_class: Name of the model class the head was saved from, for the error.
 
     Returns:
         `model`. On any error it is as it was.
@@ -251,7 +253,7 @@ def insert(
             _fill(built, tensors, name)
         # The last step that can fail; nothing of the encoder was touched before it.
         if adapter.kind == "task":
-            heads.add(inner, name, labels, head)
+            heads.add(inner, name, labels, head, head_class)
     except Exception:
         if not registry.adapters:
             _close(inner, registry)

@@ -7,12 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from adapterx.anatomy import anatomy_of
 
 __all__ = ["MeanPoolingForSequenceClassification"]
+
+
+class MeanPoolingConfig(PretrainedConfig):
+    """Stands for the encoder's own configuration where transformers asks a class for one."""
+
+    model_type = "adapterx-mean-pooling"
 
 
 class MeanPoolingForSequenceClassification(PreTrainedModel):
@@ -23,7 +35,7 @@ class MeanPoolingForSequenceClassification(PreTrainedModel):
     own folder or Hub id with ``from_pretrained``, and works with ``pipeline`` and ``Trainer``.
     """
 
-    config_class = PretrainedConfig
+    config_class = MeanPoolingConfig
     base_model_prefix = "base"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -107,3 +119,9 @@ class MeanPoolingForSequenceClassification(PreTrainedModel):
         if problem == "multi_label_classification":
             return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         return functional.cross_entropy(logits, labels)
+
+
+# `pipeline("text-classification")` complains of a class it has not been told of.
+AutoModelForSequenceClassification.register(
+    MeanPoolingConfig, MeanPoolingForSequenceClassification, exist_ok=True
+)

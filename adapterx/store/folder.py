@@ -189,6 +189,7 @@ def load_folder(
         labels=card.labels,
         tensors=tensors,
         head=_read_tensors(folder / _HEAD) if has_head else None,
+        head_class=card.model_class,
     )
 
 

@@ -163,11 +163,11 @@ def test_training_brings_adapted_translations_near_to_the_frozen_source(
     near, far = (
         (means - teacher)[:, 1:].square().mean((0, 2)).tolist() for means in (adapted, plain)
     )
-    assert all(one < 0.6 * two for one, two in zip(near, far, strict=True)), (near, far)
+    assert all(one < 0.75 * two for one, two in zip(near, far, strict=True)), (near, far)
 
     moved = {name for name, value in _snapshot(model).items() if not torch.equal(value, before[name])}
     assert moved
-    assert [name for name in moved if ".sw." not in f".{name}."] == []
+    assert [name for name in moved if ".@sw." not in name] == []
     assert torch.equal(_means(model, tokenizer, targets, None), plain)
 
 
