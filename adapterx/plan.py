@@ -55,7 +55,7 @@ def compile_plan(
         heads: Names of the adapters that have a head on this model.
 
     Returns:
-        The plan. Adapters at strength 0 take no step; the head is the one of the last task.
+        The plan. Adapters at strength 0 are left out; the head is the one of the last task.
     """
     if composition is None:
         return Plan(None, {}, None)
@@ -67,5 +67,5 @@ def compile_plan(
         if here:
             steps[site] = here
     owners = set(heads)
-    with_head = [step.name for step in order if step.name in owners]
+    with_head = [step.name for step in order if step.name in owners and step.strength != 0]
     return Plan(composition, steps, with_head[-1] if with_head else None)

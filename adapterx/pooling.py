@@ -65,6 +65,9 @@ class MeanPoolingForSequenceClassification(PreTrainedModel):
                 pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
             )
             kwargs = {**kwargs, **where}
+        # A folder saved with another head has the encoder under the family's own name: "bert.".
+        prefix = AutoModel._model_mapping[type(config)].base_model_prefix
+        kwargs["key_mapping"] = {rf"^{prefix}\.": "base.", **(kwargs.get("key_mapping") or {})}
         model: MeanPoolingForSequenceClassification = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, config=config, **kwargs
         )

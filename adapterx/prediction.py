@@ -162,7 +162,7 @@ def _batches(order: Sequence[int], size: int, progress: bool) -> Iterator[Sequen
     if progress:
         from tqdm.auto import tqdm
 
-        starts = tqdm(starts, desc="predict", unit="batch")
+        starts = tqdm(starts, desc="predict", unit="batch", disable=None)
     for start in starts:
         yield order[start : start + size]
 

@@ -64,15 +64,24 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, Any], TrainingConfig,
     try:
         chosen = yaml.safe_load(options["config"].read_text()) if options["config"] else {}
     except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{options['config']} cannot be read: {error}.") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{options['config']} cannot be read: {reason}.") from error
+    chosen = {} if chosen is None else chosen
+    if not isinstance(chosen, dict):
+        raise ConfigError(f"{options['config']} does not hold keys with values, such as task: nli.")
     for key in chosen:
         if key not in KEYS and key not in fields:
             raise ConfigError(
                 f"{options['config']} has an unknown key {key!r}."
-                f"{near_match(key, [*KEYS, *fields])}"
+                f"{near_match(str(key), [*KEYS, *fields])}"
             )
     chosen |= {key: value for key, value in options.items() if value is not None}
+    for key in ("language", "mixed_precision"):
+        if chosen.get(key) is False:  # YAML 1.1 reads the word no so
+            chosen[key] = "no"
     settings = {key: chosen.get(key, default) for key, default in KEYS.items()}
+    if settings["method"] not in ("bottleneck", "lora"):
+        raise ConfigError(f"method is {settings['method']!r}. Use bottleneck or lora.")
     missing = [key for key in ("task", "train", "output") if not settings[key]]
     if missing:
         raise ConfigError(f"{missing[0]} is not set. Give it in the file or as --{missing[0]}.")

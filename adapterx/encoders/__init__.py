@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -86,14 +87,20 @@ def load_encoder(
         if names:
             config.id2label = names["id2label"]
             config.label2id = {label: index for index, label in names["id2label"].items()}
-        loaded: PreTrainedModel = cls.from_pretrained(
+        loaded: PreTrainedModel
+        loaded, info = cls.from_pretrained(
             source,
             config=config,
             revision=revision,
             dtype=best_dtype(device) if dtype == "auto" else _DTYPES[dtype],
+            ignore_mismatched_sizes=True,  # of the head, which may have other labels
+            output_loading_info=True,
         )
+        _check_weights(loaded, info)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):
+            raise ValueError("its tokenizer has no vocabulary")
+    except (OSError, ValueError, SafetensorError) as error:
         if isinstance(error, BaseModelError):
             raise
         raise BaseModelError(
@@ -110,6 +117,22 @@ def best_dtype(device: torch.device) -> torch.dtype:
     else:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def _check_weights(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
+    """Refuse an encoder that got fresh weights in places; Hugging Face only logs it."""
+    pooler = f".{anatomy_of(model.config.model_type).pooler}."  # part of the head
+    fresh = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    fresh = [
+        key
+        for key in fresh
+        if key.startswith(f"{model.base_model_prefix}.") and pooler not in f".{key}"
+    ]
+    if fresh:
+        raise ValueError(
+            f"{len(fresh)} weights of the encoder are missing or of another size, such as "
+            f"{fresh[0]}"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -80,4 +80,4 @@ def _number(value: object, *types: type) -> bool:
 
 # What served best on the packaged encoder with some hundred examples, or pairs: the demo's sizes.
 TASK_CONFIG: Final = TrainingConfig(learning_rate=2e-3)
-LANGUAGE_CONFIG: Final = TrainingConfig(epochs=20, learning_rate=2e-3, keep="last")
+LANGUAGE_CONFIG: Final = TrainingConfig(epochs=20, learning_rate=5e-3, keep="last")

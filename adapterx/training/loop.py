@@ -135,7 +135,8 @@ def _fit(
         total=steps,
         desc=title,
         unit="step",
-        disable=not (progress and accelerator.is_local_main_process),
+        # None: shown on a terminal only; a file would hold a line for every step.
+        disable=None if progress and accelerator.is_local_main_process else True,
         leave=False,
     )
     for epoch in range(config.epochs):

@@ -25,7 +25,10 @@ from adapterx.errors import AdapterError, DataError
 REPOSITORY = Path(adapterx.__file__).parents[1]
 LABELS = ("food", "law")
 WORDS = {"food": range(8), "law": range(45, 53)}
-SETTINGS = "--epochs 8 --batch-size 8 --learning-rate 1e-2 --layers all --dtype float32 --reduction 2".split()
+SETTINGS = [
+    *("--epochs", "8", "--batch-size", "8", "--learning-rate", "1e-2"),
+    *("--layers", "all", "--reduction", "2", "--dtype", "float32"),
+]
 
 
 def _parsers() -> dict[str, Any]:
@@ -126,8 +129,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> World:
     foreign = sentences(64, offset=20)
     for tag in ("mi", "sw"):
         pairs = [
-            {"en": text, tag: other}
-            for (text, _), (other, _) in zip(english, foreign, strict=True)
+            {"en": text, tag: other} for (text, _), (other, _) in zip(english, foreign, strict=True)
         ]
         world.write(f"en-{tag}.jsonl", _jsonl(pairs))
         world.write(f"{tag}.txt", "".join(text + "\n" for text, _ in foreign[:20]))
@@ -246,7 +248,9 @@ assert "torch" not in sys.modules
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["--version"]], ids=" ".join
+)
 def test_the_module_runs_as_a_program(arguments: list[str]) -> None:
     done = _process([sys.executable, "-m", "adapterx", *arguments])
     assert (done.returncode, done.stderr) == (0, "")
@@ -392,7 +396,9 @@ def test_what_the_store_lacks_is_one_line_on_stderr(
     _check_error(call(command, "--store", str(trained)), parts)
 
 
-@pytest.mark.parametrize("command", [f"{TRAIN} --train broken.jsonl", "trian", TRAIN + " --epochs 0"])
+@pytest.mark.parametrize(
+    "command", [f"{TRAIN} --train broken.jsonl", "trian", TRAIN + " --epochs 0"]
+)
 def test_with_json_an_error_is_one_object_on_stdout(
     call: Callable[..., Answer], command: str
 ) -> None:
@@ -470,7 +476,11 @@ def test_the_main_job_end_to_end(
     assert plain.code == 0
     assert plain.err == ""
     rows = [line.split(None, 2) for line in plain.out.splitlines()]
-    assert [(row[0], row[2]) for row in rows] == [("food", "w3"), ("food", "w1 w2 w3"), ("law", "w46 w47")]
+    assert [(row[0], row[2]) for row in rows] == [
+        ("food", "w3"),
+        ("food", "w1 w2 w3"),
+        ("law", "w46 w47"),
+    ]
     answers = call("predict --model tiny --task topics --file texts.txt --json w3").data
     assert answers["composition"] == "topics"
     assert [one["text"] for one in answers["predictions"]] == ["w3", "w1 w2 w3", "w46 w47"]
@@ -522,7 +532,7 @@ def test_the_main_job_end_to_end(
     assert data["source"] == "en"
     assert data["columns"] == ["task adapter", "on language adapter"]
     rows = {row["tag"]: row["cells"] for row in data["rows"]}
-    assert [*rows][0] == "en"
+    assert next(iter(rows)) == "en"
     assert rows["en"]["task adapter"]["accuracy"] >= 0.9
     assert rows["fr"]["on language adapter"] is None
     assert rows["sw"]["on language adapter"]["composition"] == there["composition"]
@@ -548,7 +558,9 @@ def test_a_saved_adapter_is_named_by_its_folder_too(
         f"predict --model tiny --task {folders['topics']} --lang {folders['sw']} --json w1"
     ).data
     assert by_folder == by_name
-    assert call(f"show {folders['sw']} --json").data == call(f"show sw --store {trained} --json").data
+    assert (
+        call(f"show {folders['sw']} --json").data == call(f"show sw --store {trained} --json").data
+    )
 
 
 def test_an_empty_store_lists_nothing(call: Callable[..., Answer], tmp_path: Path) -> None:

@@ -123,7 +123,8 @@ def test_no_test_sentence_is_trained_on(tag: str) -> None:
 
 
 FILES = {
-    path.name: path for path in [*SPLITS.values(), *TESTS.values(), *PAIRS.values(), *TEXTS.values()]
+    path.name: path
+    for path in [*SPLITS.values(), *TESTS.values(), *PAIRS.values(), *TEXTS.values()]
 }
 
 

@@ -107,9 +107,7 @@ def test_scores_are_those_of_scikit_learn(
 
 def test_the_metric_by_hand() -> None:
     # One of two right for class 0, both of class 1, none of class 2.
-    scores = ClassificationMetric().compute(
-        predictions=[0, 1, 1, 1, 0], references=[0, 0, 1, 1, 2]
-    )
+    scores = ClassificationMetric().compute(predictions=[0, 1, 1, 1, 0], references=[0, 0, 1, 1, 2])
     f1 = [2 * 1 / (2 + 1 + 1), 2 * 2 / (4 + 1), 0.0]
     assert scores == {
         "accuracy": pytest.approx(3 / 5),
@@ -145,9 +143,7 @@ def test_the_sign_of_a_gain_and_its_interval_say_which_is_better(
 
 
 @pytest.mark.parametrize("count", [1, 2, 20])
-def test_equal_answers_gain_nothing_for_sure(
-    model: Any, tokenizer: Any, count: int
-) -> None:
+def test_equal_answers_gain_nothing_for_sure(model: Any, tokenizer: Any, count: int) -> None:
     tests = {"sw": _gold(_texts(count, seed=0), ["art"] * count)}
     columns = {"alone": {"sw": "topics"}, "again": {"sw": "topics"}}
     table = evaluate_languages(model, tokenizer, tests, columns, task="topics")
@@ -166,7 +162,9 @@ def test_a_gain_on_every_sentence_is_a_whole_one(
     assert len(chosen) == count
     tests = {"sw": _gold([texts[at] for at in chosen], [two[at] for at in chosen])}
     columns = {"alone": {"sw": "topics"}, "stack": {"sw": STACK}}
-    cell = evaluate_languages(model, tokenizer, tests, columns, task="topics").rows[0].cells["stack"]
+    cell = (
+        evaluate_languages(model, tokenizer, tests, columns, task="topics").rows[0].cells["stack"]
+    )
     assert cell is not None
     assert cell.gain == 1
     # One sentence says nothing about others.
@@ -197,7 +195,9 @@ def test_an_unknown_adapter_in_a_composition_is_an_error(model: Any, tokenizer: 
 # ------------------------------------------------------------------ a table of known numbers
 
 
-def _cell(accuracy: float, f1: float, gain: float = 0.0, low: float = 0.0, high: float = 0.0) -> Cell:
+def _cell(
+    accuracy: float, f1: float, gain: float = 0.0, low: float = 0.0, high: float = 0.0
+) -> Cell:
     return Cell("topics", accuracy, f1, gain, low, high)
 
 
@@ -208,8 +208,20 @@ def table() -> Table:
         source="en",
         columns=("task adapter", "<stack> & more"),
         rows=(
-            Row("en", "English", "Latin", 84, {"task adapter": _cell(0.95, 0.94), "<stack> & more": None}),
-            Row("fr", "French", "Latin", 84, {"task adapter": _cell(0.8, 0.7), "<stack> & more": None}),
+            Row(
+                "en",
+                "English",
+                "Latin",
+                84,
+                {"task adapter": _cell(0.95, 0.94), "<stack> & more": None},
+            ),
+            Row(
+                "fr",
+                "French",
+                "Latin",
+                84,
+                {"task adapter": _cell(0.8, 0.7), "<stack> & more": None},
+            ),
             Row(
                 "mi",
                 "Māori",
@@ -266,7 +278,9 @@ def test_a_terminal_gets_scores_gains_and_averages(table: Table) -> None:
     assert "0.683 / 0.593" in mean
 
 
-@pytest.mark.parametrize("columns", [("task adapter",), ("task adapter", "<stack> & more")], ids=len)
+@pytest.mark.parametrize(
+    "columns", [("task adapter",), ("task adapter", "<stack> & more")], ids=len
+)
 def test_a_picture_is_a_png_that_grows_with_the_languages(
     table: Table, columns: tuple[str, ...]
 ) -> None:

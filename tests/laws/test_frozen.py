@@ -101,6 +101,7 @@ def test_fresh_adapter_learns_from_zero(build, batch, family, method) -> None:
     _check(model, batch, "masked-lm", ("topics",))
 
 
+@pytest.mark.parametrize("method", ["double_seq_bn", "lora"])
 def test_half_precision_base_stays_while_float32_adapters_learn(
     build, batch, fill, family, method
 ) -> None:

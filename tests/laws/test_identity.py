@@ -93,11 +93,13 @@ def test_filled_adapter_does_change_the_answers(build, batch, run, fill, family,
 
 
 def test_fresh_adapters_are_float32_frozen_and_in_the_mode_of_the_model(
-    build, family, method, mode
+    build, family, case
 ) -> None:
-    model = build(family, "sequence", dtype=torch.bfloat16, mode=mode)
+    kind, method = case
+    mode = "train" if kind == "sequence" else "eval"
+    model = build(family, kind, dtype=torch.bfloat16, mode=mode)
     own = {name for name, _ in model.named_parameters()}
-    adapterx.add(model, "fresh", method, labels=["a", "b"])
+    adapterx.add(model, "fresh", method)
     fresh = [parameter for name, parameter in model.named_parameters() if name not in own]
     assert fresh
     assert {parameter.dtype for parameter in fresh} == {torch.float32}

@@ -48,7 +48,9 @@ def _snapshot(model: nn.Module) -> dict[str, Tensor]:
 # ------------------------------------------------------------------ the loss
 
 
-def _written_out(student: Any, teacher: Any, temperature: float, weight: float) -> tuple[float, ...]:
+def _written_out(
+    student: Any, teacher: Any, temperature: float, weight: float
+) -> tuple[float, ...]:
     """Compute the loss as its docstring says it, number by number."""
     rows, layers, hidden = len(teacher), len(teacher[0]), len(teacher[0][0])
     error = 0.0
@@ -165,7 +167,9 @@ def test_training_brings_adapted_translations_near_to_the_frozen_source(
     )
     assert all(one < 0.75 * two for one, two in zip(near, far, strict=True)), (near, far)
 
-    moved = {name for name, value in _snapshot(model).items() if not torch.equal(value, before[name])}
+    moved = {
+        name for name, value in _snapshot(model).items() if not torch.equal(value, before[name])
+    }
     assert moved
     assert [name for name in moved if ".@sw." not in name] == []
     assert torch.equal(_means(model, tokenizer, targets, None), plain)
@@ -292,9 +296,7 @@ def test_the_strength_is_the_one_that_answers_most_translations_alike(
     assert all(torch.equal(value, before[name]) for name, value in both.state_dict().items())
 
 
-def test_attach_stacks_a_language_at_its_strength(
-    both: Any, tokenizer: Any, tmp_path: Any
-) -> None:
+def test_attach_stacks_a_language_at_its_strength(both: Any, tokenizer: Any, tmp_path: Any) -> None:
     registry = registry_of(both)
     assert registry is not None
     for strength in STRENGTHS:

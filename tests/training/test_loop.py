@@ -120,8 +120,12 @@ def test_an_adapter_learns_a_separable_task(
     assert str(adapterx.summary(model).active) == "t"
 
 
-def test_a_result_counts_losses_scores_and_steps(ready: Any, run_fit: Callable[..., Result]) -> None:
-    result = run_fit(ready, count=21, config={"epochs": 3}, evaluate=lambda model: {"accuracy": 0.5})
+def test_a_result_counts_losses_scores_and_steps(
+    ready: Any, run_fit: Callable[..., Result]
+) -> None:
+    result = run_fit(
+        ready, count=21, config={"epochs": 3}, evaluate=lambda model: {"accuracy": 0.5}
+    )
     assert len(result.losses) == len(result.scores) == 3
     assert result.steps == 3 * 3
     assert result.seconds > 0
@@ -274,7 +278,9 @@ def test_frozen_parameters_are_bit_identical_afterwards(
     after = frozen(model)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    moved = {name for name, value in weights(model).items() if not torch.equal(value, trained[name])}
+    moved = {
+        name for name, value in weights(model).items() if not torch.equal(value, trained[name])
+    }
     assert moved == trained.keys()
     adapterx.detach(model)
     with torch.no_grad():
@@ -290,7 +296,11 @@ def test_the_frozen_encoder_runs_as_at_inference_and_what_trains_in_training(
     adapterx.add(model, "sw", "seq_bn", kind="language")
     adapterx.activate(model, adapterx.Stack("sw", "t"))
     adapterx.set_trainable(model, "t")
-    own = {id(part) for _, module in adapterx.model.adapter_modules(model, "t") for part in module.modules()}
+    own = {
+        id(part)
+        for _, module in adapterx.model.adapter_modules(model, "t")
+        for part in module.modules()
+    }
     encoder = {id(part) for part in model.base_model.modules()}
     wrong: list[str] = []
     checked: list[str] = []
