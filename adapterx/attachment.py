@@ -40,7 +40,8 @@ def attach(
     """Make a model answer a task in a language: find both adapters, stack and activate them.
 
     Each is looked for on the model, then in the local store, then (``"user/repo"``) on the Hub.
-    The task is stacked on the language, at the strength the language adapter was saved with.
+    The task is stacked on the language, at the strength the language adapter was saved with. The
+    language of a task's own labels needs no adapter; if there is one, it is used.
 
     Args:
         model: A Hugging Face model of a known family.
@@ -72,23 +73,31 @@ def attach(
                 _ensure(model, name, None, store, revision)
         else:
             parts: list[Composition] = []
+            head = None if task is None else _ensure(model, task, "task", store, revision)
             if lang is not None:
                 try:
                     adapter = _ensure(model, lang, "language", store, revision)
                 except UnknownNameError:
-                    if fallback == "error" or task is None:
+                    if head is None or (fallback == "error" and not _is_tag(lang, head.language)):
                         raise
                 else:
                     full = adapter.strength == 1
                     parts.append(adapter.name if full else Scale(adapter.name, adapter.strength))
-            if task is not None:
-                parts.append(_ensure(model, task, "task", store, revision).name)
+            if head is not None:
+                parts.append(head.name)
             composition = parts[0] if len(parts) == 1 else Stack(*parts)
         return activate(model, composition)
     except AdapterError:
         for name in set(_attached(model)) - before:
             detach(model, name)
         raise
+
+
+def _is_tag(language: str, tag: str | None) -> bool:
+    try:
+        return tag is not None and standard_tag(language) == tag
+    except UnknownNameError:
+        return False
 
 
 def _attached(model: nn.Module) -> dict[str, Adapter]:
@@ -155,7 +164,7 @@ def _unknown(
         if kind in (None, card.kind) and card.base.difference(base) is None
     ]
     what = f"{kind} adapter" if kind else "adapter"
-    hint = " Or pass fallback='none' for the task alone." if kind == "language" else ""
+    hint = " Or set fallback to 'none' for the task alone." if kind == "language" else ""
     return UnknownNameError(
         f"No {what} {name!r} for this encoder (on the model: {', '.join(attached) or 'none'}; "
         f"in {adapters_folder(store)}: {', '.join(kept) or 'none'})."

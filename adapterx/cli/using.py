@@ -37,6 +37,9 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     )
     predict.add_argument("--file", type=Path, help="a file of texts, one a line")
     predict.add_argument("texts", nargs="*", metavar="TEXT")
+    predict.add_argument(
+        "--pair", nargs="+", metavar="TEXT", help="second texts, one for each TEXT before"
+    )
     predict.set_defaults(run=_predict)
 
     evaluate = verbs.add_parser(
@@ -107,6 +110,13 @@ def _predict(options: argparse.Namespace) -> JsonValue:
         raise DataError("No text to answer. Give texts, or a file of them with --file.")
     if options.lang and options.compose:
         raise ConfigError("Both lang and compose given. Give one of them.")
+    if options.pair is not None and len(options.pair) != len(texts):
+        raise DataError(
+            f"{len(options.pair)} texts after --pair for {len(texts)} before. Give one for each."
+        )
+    rows: list[str | tuple[str, str]] = (
+        list(texts) if options.pair is None else list(zip(texts, options.pair, strict=True))
+    )
 
     import adapterx
 
@@ -122,16 +132,17 @@ def _predict(options: argparse.Namespace) -> JsonValue:
             store=options.store,
             fallback=options.fallback,
         )
-    answers = adapterx.predict(model, tokenizer, texts)
+    answers = adapterx.predict(model, tokenizer, rows)
     if not options.json:
         width = max(len(answer.get("label", "")) for answer in answers)
-        for text, answer in zip(texts, answers, strict=True):
-            print(f"{answer.get('label', ''):<{width}}  {answer['score']:.3f}  {text}")
+        for row, answer in zip(rows, answers, strict=True):
+            shown = row if isinstance(row, str) else " | ".join(row)
+            print(f"{answer.get('label', ''):<{width}}  {answer['score']:.3f}  {shown}")
     return {
         "composition": adapterx.summary(model).active,
         "predictions": [
-            {"text": text, **answer}  # type: ignore[dict-item]  # a TypedDict is a dict
-            for text, answer in zip(texts, answers, strict=True)
+            {"text": row if isinstance(row, str) else list(row), **answer}  # type: ignore[dict-item]
+            for row, answer in zip(rows, answers, strict=True)
         ],
     }
 
@@ -170,8 +181,8 @@ def _evaluate(options: argparse.Namespace) -> JsonValue:
             adapterx.attach(model, lang=tag, task=task.name, store=options.store)
         except UnknownNameError:
             continue
-        assert registry.active is not None
-        stacks[tag] = registry.active
+        if registry.active is not None and registry.active != task.name:
+            stacks[tag] = registry.active
     columns: dict[str, Mapping[str, Composition]] = {
         "task adapter": dict.fromkeys(tests, task.name)
     }

@@ -71,7 +71,7 @@ def fit(
         config: The settings.
         evaluate: Returns dev scores of a model; called after every epoch.
         metric: The score that decides which epoch is best; higher is better.
-        accelerator: Accelerate's; None for a new one, which reads what ``accelerate launch`` set.
+        accelerator: Accelerate's; None for a new one with the precision of `config`.
         progress: Show a progress bar on stderr.
         title: What the bar says.
 
