@@ -563,6 +563,32 @@ def test_a_saved_adapter_is_named_by_its_folder_too(
     )
 
 
+def test_a_task_on_pairs_reads_both_texts(
+    call: Callable[..., Answer], world: World, tmp_path: Path
+) -> None:
+    rows = [
+        {"premise": first, "hypothesis": second, "label": label}
+        for (first, label), (second, _) in zip(sentences(32), sentences(32, seed=5), strict=True)
+    ]
+    data = world.write(
+        "pairs.tsv",
+        "premise\thypothesis\tlabel\n"
+        + "".join(f"{row['premise']}\t{row['hypothesis']}\t{row['label']}\n" for row in rows),
+    )
+    place = ["--model", str(world.root / "tiny"), "--store", str(tmp_path)]
+    columns = ["--text-column", "premise", "--pair-column", "hypothesis"]
+    train = ["--task", "nli", "--train", data, "--epochs", "1", *columns]
+    assert call("train", *place, *train).code == 0
+    ask = ["predict", *place, "--task", "nli", "--json", "w20 w21", "--pair"]
+    answer = json.loads(call(*ask, "w22 w23").out)
+    other = json.loads(call(*ask, "w40 w41 w42").out)
+    assert answer["predictions"][0]["text"] == ["w20 w21", "w22 w23"]
+    assert answer["predictions"][0]["scores"] != other["predictions"][0]["scores"]
+    wrong = call("predict", *place, "--task", "nli", "w20", "--pair", "w21", "w22")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "2 texts after --pair for 1 before" in wrong.err
+
+
 def test_an_empty_store_lists_nothing(call: Callable[..., Answer], tmp_path: Path) -> None:
     done = call("list")
     assert (done.code, done.err) == (0, "")
