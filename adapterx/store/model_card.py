@@ -20,8 +20,6 @@ def model_card(card: Card, methods: Sequence[Method], repo_id: str | None = None
     """
     base_id = card.base.name if "/" in card.base.name else None
     source = f'"{repo_id}"' if repo_id else '"path/to/this/folder"'
-    head = card.model_class or "AutoModel"
-    module = "adapterx" if head.startswith("MeanPooling") else "transformers"
     metadata = [
         "library_name: adapterx",
         *([f"base_model: {base_id}", "base_model_relation: adapter"] if base_id else []),
@@ -51,8 +49,7 @@ def model_card(card: Card, methods: Sequence[Method], repo_id: str | None = None
         "",
         "```python",
         "import adapterx",
-        f"from {module} import {head}",
-        f'model = {head}.from_pretrained("{card.base.name}")',
+        *_loading(card),
         f"adapterx.attach(model, {use})",
         "```",
         "",
@@ -67,6 +64,19 @@ def model_card(card: Card, methods: Sequence[Method], repo_id: str | None = None
             lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in facts.items()]
             lines.append("")
     return "\n".join(lines)
+
+
+def _loading(card: Card) -> list[str]:
+    name = card.base.name
+    if "/" not in name:  # no Hub id: the packaged encoder, or a folder
+        return [
+            "from adapterx.encoders import load_encoder",
+            "",
+            f'model, tokenizer = load_encoder("{name}")',
+        ]
+    head = card.model_class or "AutoModel"
+    module = "adapterx" if head.startswith("MeanPooling") else "transformers"
+    return [f"from {module} import {head}", "", f'model = {head}.from_pretrained("{name}")']
 
 
 def _cell(value: object) -> str:
