@@ -707,7 +707,7 @@ def test_pickled_weights_are_never_read(model, saved, unharmed) -> None:
         ({"lang": "sw", "fallback": "ignore"}, ConfigError, ["'ignore'", "'none'"]),
         ({"task": "nil"}, UnknownNameError, ["'nil'", "Did you mean 'nli'?"]),
         ({"lang": "sw", "task": "topic"}, UnknownNameError, ["Did you mean 'topics'?"]),
-        ({"lang": "en"}, UnknownNameError, ["'en'", "fallback='none'"]),
+        ({"lang": "en"}, UnknownNameError, ["'en'", "fallback to 'none'"]),
         ({"lang": "Swahilli"}, UnknownNameError, ["'Swahilli'"]),
         ({"compose": "Stack(sw, nil)"}, UnknownNameError, ["'nil'"]),
         ({"compose": "Stack(sw"}, CompositionError, ["character 8"]),
