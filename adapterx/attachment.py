@@ -16,7 +16,8 @@ from adapterx.errors import (
     near_match,
 )
 from adapterx.languages import standard_tag
-from adapterx.model import Adapter, Kind, Registry, activate, detach, registry_of, unwrap
+from adapterx.model import activate, detach
+from adapterx.registry import Adapter, Kind, Registry, registry_of, unwrap
 from adapterx.store import load
 from adapterx.store.card import base_of
 from adapterx.store.hub import is_repo_id

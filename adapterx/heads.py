@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from adapterx.errors import BaseModelError, ConfigError
 
-__all__ = ["PROBLEMS", "Heads", "Labels", "Problem", "head_places"]
+__all__ = ["PROBLEMS", "Heads", "Labels", "Problem", "fill", "head_places"]
 
 Problem: TypeAlias = Literal[
     "single_label_classification", "multi_label_classification", "regression"
@@ -127,7 +127,13 @@ class Heads(nn.Module):
             )
         modules = self._copies(model) if labels is None else _fresh(model, facts, self.places, self)
         if tensors is not None:
-            _fill(modules, tensors, name, model, made_for)
+            fill(
+                modules,
+                tensors,
+                wrong=f"The head of {name!r} does not fit {type(model).__name__}",
+                remedy="Load the encoder with the class it was trained with"
+                + (f", {made_for}." if made_for else "."),
+            )
         device = next(model.parameters()).device
         for place, module in modules.items():
             module.to(device=device, dtype=torch.float32)
@@ -219,29 +225,29 @@ def _fresh(
     return modules
 
 
-def _fill(
-    modules: Mapping[str, nn.Module],
-    tensors: Mapping[str, Tensor],
-    name: str,
-    model: nn.Module,
-    made_for: str | None,
+def fill(
+    modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], *, wrong: str, remedy: str
 ) -> None:
+    """Load tensors named ``key.parameter`` into the modules of those keys; all must fit.
+
+    Raises:
+        BaseModelError: If one is missing, unknown or of another shape; the text begins with
+            `wrong` and ends with `remedy`. Nothing was loaded then.
+    """
     expected = {
-        f"{place}.{key}": value
-        for place, module in modules.items()
-        for key, value in module.state_dict().items()
+        f"{key}.{name}": value
+        for key, module in modules.items()
+        for name, value in module.state_dict().items()
     }
-    wrong = sorted(set(expected) ^ set(tensors)) or sorted(
-        key for key, value in expected.items() if value.shape != tensors[key].shape
+    misfits = sorted(set(expected) ^ set(tensors)) or sorted(
+        name for name, value in expected.items() if value.shape != tensors[name].shape
     )
-    if wrong:
+    if misfits:
         raise BaseModelError(
-            f"The head of {name!r} does not fit {type(model).__name__}: {wrong[0]!r} is missing, "
-            "unknown or of another shape. Load the encoder with the class it was trained with"
-            + (f", {made_for}." if made_for else ".")
+            f"{wrong}: {misfits[0]!r} is missing, unknown or of another shape. {remedy}"
         )
-    for place, module in modules.items():
-        module.load_state_dict({key: tensors[f"{place}.{key}"] for key in module.state_dict()})
+    for key, module in modules.items():
+        module.load_state_dict({name: tensors[f"{key}.{name}"] for name in module.state_dict()})
 
 
 def _read_labels(model: PreTrainedModel) -> Labels:

@@ -1,148 +1,58 @@
 """The only door into a model: add adapters, say which act and which train, and undo it all.
 
-Every verb changes a Hugging Face model in place and returns it. What is attached to an encoder
-is kept on it as ``encoder.adapterx`` (a `Registry`); the heads of its tasks are kept on the
-model as ``model.adapterx_heads``.
+Every verb changes a Hugging Face model in place and returns it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from adapterx.anatomy import Anatomy, Place, anatomy_of
+from adapterx.anatomy import Place
 from adapterx.composition import (
     Composition,
-    JsonValue,
     check_composition,
     check_name,
     names,
     parse,
 )
 from adapterx.errors import (
-    BaseModelError,
     CompositionError,
     ConfigError,
-    UnknownNameError,
-    near_match,
 )
-from adapterx.heads import Heads, Labels, Problem
+from adapterx.heads import Heads, Labels, Problem, fill
 from adapterx.methods import Method, MethodModule, methods_of
-from adapterx.plan import Plan, Switch, compile_plan
+from adapterx.plan import Plan, compile_plan
+from adapterx.registry import (
+    HEADS,
+    KINDS,
+    Adapter,
+    Kind,
+    Registry,
+    adapter_modules,
+    heads_of,
+    registry_of,
+    unwrap,
+)
 from adapterx.sites import CHILD, Site, install, remove
 
 __all__ = [
-    "Adapter",
-    "Kind",
-    "Registry",
     "activate",
-    "adapter_modules",
     "add",
     "detach",
-    "heads_of",
     "insert",
-    "registry_of",
     "set_strength",
     "set_trainable",
-    "unwrap",
     "using",
 ]
 
-Kind: TypeAlias = Literal["language", "task"]
-KINDS: Final[tuple[Kind, ...]] = ("language", "task")
-_HEADS: Final = "adapterx_heads"
 _Model = TypeVar("_Model", bound=nn.Module)
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """What is known of one attached adapter; its weights are in the sites.
-
-    Attributes:
-        name: Its name on this model.
-        kind: ``"language"`` or ``"task"``.
-        methods: Its methods, resolved for this model.
-        places: Where its modules are.
-        language: BCP-47 tag: a language adapter's own, a task's language of training.
-        strength: At which `attach` uses it in a stack; 1 is as trained.
-        facts: More that its card says (training data, scores), as JSON.
-    """
-
-    name: str
-    kind: Kind
-    methods: tuple[Method, ...]
-    places: tuple[Place, ...]
-    language: str | None = None
-    strength: float = 1.0
-    facts: Mapping[str, JsonValue] = field(default_factory=dict)
-
-
-class Registry:
-    """What is attached to one encoder: adapters, sites, the setup in force."""
-
-    def __init__(self, encoder: PreTrainedModel) -> None:
-        self.anatomy: Anatomy = anatomy_of(encoder.config.model_type)
-        self.layers = len(encoder.get_submodule(self.anatomy.layers))
-        self.switch = Switch()
-        self.adapters: dict[str, Adapter] = {}
-        self.active: Composition | None = None
-        self.sites: dict[str, Site] = {}
-        # The flags a user had set before; `detach` gives them back.
-        self.frozen_before = frozenset(
-            name for name, parameter in encoder.named_parameters() if not parameter.requires_grad
-        )
-        self.plans: dict[Composition | None, Plan] = {}
-
-    def require(self, name: str) -> Adapter:
-        """Return the adapter of that name.
-
-        Raises:
-            UnknownNameError: If it is not attached; near misses are suggested.
-        """
-        if name not in self.adapters:
-            attached = ", ".join(map(repr, self.adapters)) or "none"
-            raise UnknownNameError(
-                f"No adapter {name!r} on this model (attached: {attached})."
-                f"{near_match(name, self.adapters)} "
-                "Otherwise load it first: adapterx.load(model, folder)."
-            )
-        return self.adapters[name]
-
-
-def unwrap(model: nn.Module) -> PreTrainedModel:
-    """Return the Hugging Face model inside DDP, FSDP1 or ``torch.compile`` wrappers.
-
-    Raises:
-        BaseModelError: If there is none.
-    """
-    inner: Any = model
-    while not isinstance(inner, PreTrainedModel):
-        wrapped = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
-        if not isinstance(wrapped, nn.Module):
-            raise BaseModelError(
-                f"{type(model).__name__} is no Hugging Face model. "
-                "Pass what AutoModel….from_pretrained returned."
-            )
-        inner = wrapped
-    return inner
-
-
-def registry_of(model: nn.Module) -> Registry | None:
-    """Return what is attached to a model's encoder, None if nothing ever was."""
-    registry = getattr(unwrap(model).base_model, CHILD, None)
-    return registry if isinstance(registry, Registry) else None
-
-
-def heads_of(model: nn.Module) -> Heads | None:
-    """Return the heads of a model's tasks, None if nothing was attached."""
-    heads = unwrap(model)._modules.get(_HEADS)
-    return heads if isinstance(heads, Heads) else None
 
 
 def _open(model: nn.Module) -> tuple[PreTrainedModel, Registry, Heads]:
@@ -155,7 +65,7 @@ def _open(model: nn.Module) -> tuple[PreTrainedModel, Registry, Heads]:
         setattr(encoder, CHILD, registry)
     if heads is None:
         heads = Heads(inner, registry.anatomy.pooler)
-        inner.register_module(_HEADS, heads)
+        inner.register_module(HEADS, heads)
     return inner, registry, heads
 
 
@@ -250,7 +160,12 @@ def insert(
         methods = tuple(method.resolved(registry.layers) for method in adapter.methods)
         built = list(_build(inner, registry, methods))
         if tensors is not None:
-            _fill(built, tensors, name)
+            fill(
+                {place.site: module for place, module in built},
+                tensors,
+                wrong=f"The weights of {name!r} do not fit this model",
+                remedy="Load it onto the encoder it was trained for.",
+            )
         # The last step that can fail; nothing of the encoder was touched before it.
         if adapter.kind == "task":
             heads.add(inner, name, labels, head, head_class)
@@ -288,26 +203,6 @@ def _build(
             # Float32 on a half-precision base, beside the module it acts on (device_map).
             module.to(device=device if own is None else own.device, dtype=torch.float32)
             yield place, module.requires_grad_(False).train(model.training)
-
-
-def _fill(
-    built: Sequence[tuple[Place, MethodModule]], tensors: Mapping[str, Tensor], name: str
-) -> None:
-    expected = {
-        f"{place.site}.{key}": value
-        for place, module in built
-        for key, value in module.state_dict().items()
-    }
-    wrong = sorted(set(expected) ^ set(tensors)) or sorted(
-        key for key, value in expected.items() if value.shape != tensors[key].shape
-    )
-    if wrong:
-        raise BaseModelError(
-            f"The weights of {name!r} do not fit this model: {wrong[0]!r} is missing, unknown or "
-            "of another shape. Load it onto the encoder it was trained for."
-        )
-    for place, module in built:
-        module.load_state_dict({key: tensors[f"{place.site}.{key}"] for key in module.state_dict()})
 
 
 def _hooked_by(module: nn.Module, site: Site) -> bool:
@@ -420,18 +315,6 @@ def set_strength(model: _Model, name: str, strength: float) -> _Model:
     return model
 
 
-def adapter_modules(model: nn.Module, name: str) -> list[tuple[Place, MethodModule]]:
-    """Return the modules of one adapter with their places.
-
-    Raises:
-        UnknownNameError: If it is not attached.
-    """
-    inner = unwrap(model)
-    registry = registry_of(inner) or Registry(inner.base_model)
-    adapter = registry.require(name)
-    return [(place, registry.sites[place.port.module].module_of(name)) for place in adapter.places]
-
-
 def detach(model: _Model, name: str | None = None) -> _Model:
     """Take one adapter off, or all of them: then the model is the base again, bit for bit.
 
@@ -488,7 +371,7 @@ def _close(inner: PreTrainedModel, registry: Registry) -> None:
     encoder, heads = inner.base_model, heads_of(inner)
     delattr(encoder, CHILD)
     for owner in (inner, encoder):  # the adapters may have been added to the encoder itself
-        owner._modules.pop(_HEADS, None)
+        owner._modules.pop(HEADS, None)
     if heads is not None:
         _give_flags_back(inner, heads.frozen_before)
     _give_flags_back(encoder, registry.frozen_before)

@@ -8,7 +8,7 @@ from torch import nn
 
 from adapterx.composition import JsonValue, names
 from adapterx.methods import describe
-from adapterx.model import adapter_modules, heads_of, registry_of, unwrap
+from adapterx.registry import adapter_modules, heads_of, registry_of, unwrap
 
 __all__ = ["Row", "Summary", "summary"]
 

@@ -14,7 +14,8 @@ from adapterx.anatomy import anatomy_of, known_families
 from adapterx.attachment import attach
 from adapterx.composition import Composition
 from adapterx.errors import BaseModelError, ConfigError
-from adapterx.model import activate, registry_of, unwrap
+from adapterx.model import activate
+from adapterx.registry import registry_of, unwrap
 
 __all__ = ["Prediction", "Text", "logits_of", "predict"]
 

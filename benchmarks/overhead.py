@@ -1,6 +1,6 @@
 """What adapters cost at inference: a stack of two, none active, switching setups.
 
-Command: python benchmarks/overhead.py (after pip install -e ".[bench]") [--model e5-small-q4] [--rounds 15]
+Command: pip install -e ".[bench]"; python benchmarks/overhead.py [--model …] [--rounds 15]
 
 Every round times each variant once on the same batch (32 x 64 tokens, float32), in an order drawn
 anew, after two rounds that don't count; printed are medians of the ratios to the bare encoder of

@@ -28,7 +28,7 @@ import adapterx
 from adapterx import Bottleneck, Invertible, LoRA
 from adapterx.anatomy import known_families
 from adapterx.methods import PRESETS
-from adapterx.model import adapter_modules, heads_of, registry_of
+from adapterx.registry import adapter_modules, heads_of, registry_of
 
 VOCABULARY = 100
 PADDING = 1

@@ -168,7 +168,7 @@ def _evaluate(options: argparse.Namespace) -> JsonValue:
     import adapterx
     from adapterx.evaluation.report import picture, print_table, write_page
     from adapterx.evaluation.table import evaluate_languages
-    from adapterx.model import registry_of
+    from adapterx.registry import registry_of
 
     model, tokenizer = load_for_task(options)
     adapterx.attach(model, task=options.task, store=options.store)

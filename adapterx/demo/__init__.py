@@ -30,8 +30,9 @@ from adapterx.evaluation.report import picture, print_table, write_page
 from adapterx.evaluation.table import Table, evaluate_languages
 from adapterx.languages import language_name
 from adapterx.methods import Bottleneck
-from adapterx.model import add, registry_of
+from adapterx.model import add
 from adapterx.prediction import predict
+from adapterx.registry import registry_of
 from adapterx.store import save
 from adapterx.store.card import CARD, Card, base_of
 from adapterx.store.local import place_for

@@ -14,7 +14,8 @@ from adapterx.composition import Composition, JsonValue
 from adapterx.data import Example
 from adapterx.errors import DataError
 from adapterx.languages import language_name, script_name
-from adapterx.model import heads_of, using
+from adapterx.model import using
+from adapterx.registry import heads_of
 from adapterx.tasks.classification import ClassificationMetric, predict_labels
 
 __all__ = ["Cell", "Row", "Table", "evaluate_languages"]

@@ -15,7 +15,7 @@ import adapterx
 from adapterx.composition import JsonValue
 from adapterx.errors import FormatError
 from adapterx.heads import Labels
-from adapterx.model import Adapter, Kind
+from adapterx.registry import Adapter, Kind
 from adapterx.sites import CHILD
 
 __all__ = ["CARD", "OTHER_WEIGHTS", "Base", "Card", "base_of", "read_json"]

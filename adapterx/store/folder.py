@@ -22,7 +22,8 @@ from adapterx.anatomy import anatomy_of
 from adapterx.composition import JsonValue, check_name
 from adapterx.errors import AdapterError, BaseModelError, ConfigError, FormatError
 from adapterx.methods import LoRA, Method, method_from_json, method_to_json, methods_of
-from adapterx.model import adapter_modules, heads_of, insert, registry_of, unwrap
+from adapterx.model import insert
+from adapterx.registry import adapter_modules, heads_of, registry_of, unwrap
 from adapterx.store.card import CARD, OTHER_WEIGHTS, Card, base_of, read_json
 from adapterx.store.model_card import model_card
 from adapterx.store.peft import (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from adapterx.composition import check_name
 from adapterx.errors import AdapterError, BaseModelError
-from adapterx.model import Kind
+from adapterx.registry import Kind
 from adapterx.store.card import CARD, Base, Card
 
 __all__ = ["adapters_folder", "find", "home", "place_for", "stored"]

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from adapterx.errors import ConfigError, DataError
-from adapterx.model import unwrap
+from adapterx.registry import unwrap
 from adapterx.training.config import TrainingConfig
 
 __all__ = ["Result", "fit"]

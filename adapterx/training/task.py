@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from adapterx.composition import Composition
 from adapterx.data import Example
-from adapterx.model import activate, heads_of, set_trainable
+from adapterx.model import activate, set_trainable
+from adapterx.registry import heads_of
 from adapterx.tasks.classification import ClassificationMetric, Collator, predict_labels
 from adapterx.training.config import TASK_CONFIG, TrainingConfig
 from adapterx.training.loop import Result, fit

@@ -11,7 +11,8 @@ from transformers import BertConfig, BertForSequenceClassification
 import adapterx
 from adapterx import Bottleneck, Scale, Stack
 from adapterx.errors import UnknownNameError
-from adapterx.model import registry_of, set_strength
+from adapterx.model import set_strength
+from adapterx.registry import registry_of
 from adapterx.store.card import base_of
 from adapterx.store.local import place_for
 

@@ -23,8 +23,8 @@ from adapterx.data import Example
 from adapterx.errors import DataError, UnknownNameError
 from adapterx.evaluation.report import picture, print_table, write_page
 from adapterx.evaluation.table import Cell, Row, Table, evaluate_languages
-from adapterx.model import heads_of
 from adapterx.prediction import logits_of
+from adapterx.registry import heads_of
 from adapterx.tasks.classification import ClassificationMetric, predict_labels
 
 LABELS = ("art", "law", "food")

@@ -8,7 +8,7 @@ import pytest
 
 import adapterx
 from adapterx import Stack
-from adapterx.model import adapter_modules, registry_of
+from adapterx.registry import adapter_modules, registry_of
 
 
 def _crowd(model: Any) -> None:

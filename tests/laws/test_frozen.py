@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import adapterx
 from adapterx import Stack
-from adapterx.model import adapter_modules, heads_of
+from adapterx.registry import adapter_modules, heads_of
 
 # kind of model → labels for its loss; a bare encoder has none.
 LABELS = {

@@ -21,7 +21,7 @@ import adapterx
 from adapterx import Bottleneck, Invertible, LoRA, Scale, Stack
 from adapterx.errors import ShapeError
 from adapterx.methods import BottleneckModule, InvertibleModule, LoRAModule, methods_of
-from adapterx.model import adapter_modules
+from adapterx.registry import adapter_modules
 
 _BERT = {
     "layers": "encoder.layer",

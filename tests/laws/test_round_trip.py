@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import adapterx
 from adapterx import Bottleneck, LoRA, Scale, Stack
-from adapterx.model import registry_of
+from adapterx.registry import registry_of
 from adapterx.store.card import Card
 from adapterx.store.folder import card_of
 

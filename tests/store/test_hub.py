@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 import adapterx
-from adapterx.model import adapter_modules
+from adapterx.registry import adapter_modules
 from adapterx.store.hub import pull, push_folder
 
 scratch = Path(sys.argv[1])

@@ -14,8 +14,9 @@ import adapterx
 from adapterx import Scale, Stack
 from adapterx.data import Pair
 from adapterx.errors import DataError, UnknownNameError
-from adapterx.model import heads_of, registry_of, set_strength
+from adapterx.model import set_strength
 from adapterx.prediction import logits_of
+from adapterx.registry import heads_of, registry_of
 from adapterx.store.card import base_of
 from adapterx.training.config import TrainingConfig
 from adapterx.training.language import STRENGTHS, choose_strength, hold_out, train_language

@@ -298,7 +298,7 @@ def test_the_frozen_encoder_runs_as_at_inference_and_what_trains_in_training(
     adapterx.set_trainable(model, "t")
     own = {
         id(part)
-        for _, module in adapterx.model.adapter_modules(model, "t")
+        for _, module in adapterx.registry.adapter_modules(model, "t")
         for part in module.modules()
     }
     encoder = {id(part) for part in model.base_model.modules()}

@@ -1,0 +1,135 @@
+"""The registry: what is attached to an encoder, and how it is found from a model.
+
+It is kept on the encoder as ``encoder.adapterx``, so that every model around one encoder finds the
+same; the heads of tasks are kept on the model as ``model.adapterx_heads``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeAlias
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from adapterx.anatomy import Anatomy, Place, anatomy_of
+from adapterx.composition import Composition, JsonValue
+from adapterx.errors import BaseModelError, UnknownNameError, near_match
+from adapterx.heads import Heads
+from adapterx.methods import Method, MethodModule
+from adapterx.plan import Plan, Switch
+from adapterx.sites import CHILD, Site
+
+__all__ = [
+    "HEADS",
+    "KINDS",
+    "Adapter",
+    "Kind",
+    "Registry",
+    "adapter_modules",
+    "heads_of",
+    "registry_of",
+    "unwrap",
+]
+
+Kind: TypeAlias = Literal["language", "task"]
+KINDS: Final[tuple[Kind, ...]] = ("language", "task")
+HEADS: Final = "adapterx_heads"
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What is known of one attached adapter; its weights are in the sites.
+
+    Attributes:
+        name: Its name on this model.
+        kind: ``"language"`` or ``"task"``.
+        methods: Its methods, resolved for this model.
+        places: Where its modules are.
+        language: BCP-47 tag: a language adapter's own, a task's language of training.
+        strength: At which `attach` uses it in a stack; 1 is as trained.
+        facts: More that its card says (training data, scores), as JSON.
+    """
+
+    name: str
+    kind: Kind
+    methods: tuple[Method, ...]
+    places: tuple[Place, ...]
+    language: str | None = None
+    strength: float = 1.0
+    facts: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+class Registry:
+    """What is attached to one encoder: adapters, sites, the setup in force."""
+
+    def __init__(self, encoder: PreTrainedModel) -> None:
+        self.anatomy: Anatomy = anatomy_of(encoder.config.model_type)
+        self.layers = len(encoder.get_submodule(self.anatomy.layers))
+        self.switch = Switch()
+        self.adapters: dict[str, Adapter] = {}
+        self.active: Composition | None = None
+        self.sites: dict[str, Site] = {}
+        # The flags a user had set before; `detach` gives them back.
+        self.frozen_before = frozenset(
+            name for name, parameter in encoder.named_parameters() if not parameter.requires_grad
+        )
+        self.plans: dict[Composition | None, Plan] = {}
+
+    def require(self, name: str) -> Adapter:
+        """Return the adapter of that name.
+
+        Raises:
+            UnknownNameError: If it is not attached; near misses are suggested.
+        """
+        if name not in self.adapters:
+            attached = ", ".join(map(repr, self.adapters)) or "none"
+            raise UnknownNameError(
+                f"No adapter {name!r} on this model (attached: {attached})."
+                f"{near_match(name, self.adapters)} "
+                "Otherwise load it first: adapterx.load(model, folder)."
+            )
+        return self.adapters[name]
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """Return the Hugging Face model inside DDP, FSDP1 or ``torch.compile`` wrappers.
+
+    Raises:
+        BaseModelError: If there is none.
+    """
+    inner: Any = model
+    while not isinstance(inner, PreTrainedModel):
+        wrapped = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+        if not isinstance(wrapped, nn.Module):
+            raise BaseModelError(
+                f"{type(model).__name__} is no Hugging Face model. "
+                "Pass what AutoModel….from_pretrained returned."
+            )
+        inner = wrapped
+    return inner
+
+
+def registry_of(model: nn.Module) -> Registry | None:
+    """Return what is attached to a model's encoder, None if nothing ever was."""
+    registry = getattr(unwrap(model).base_model, CHILD, None)
+    return registry if isinstance(registry, Registry) else None
+
+
+def heads_of(model: nn.Module) -> Heads | None:
+    """Return the heads of a model's tasks, None if nothing was attached."""
+    heads = unwrap(model)._modules.get(HEADS)
+    return heads if isinstance(heads, Heads) else None
+
+
+def adapter_modules(model: nn.Module, name: str) -> list[tuple[Place, MethodModule]]:
+    """Return the modules of one adapter with their places.
+
+    Raises:
+        UnknownNameError: If it is not attached.
+    """
+    inner = unwrap(model)
+    registry = registry_of(inner) or Registry(inner.base_model)
+    adapter = registry.require(name)
+    return [(place, registry.sites[place.port.module].module_of(name)) for place in adapter.places]
