@@ -57,7 +57,7 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     )
     language.add_argument("--text", nargs="+", default=[], help="plain text, one sentence a line")
     language.add_argument(
-        "--strength", type=float, help="at which attach stacks it; 1 unless given"
+        "--strength", type=float, help="at which attach stacks it; 0.5 unless given or chosen"
     )
     language.add_argument(
         "--task", help="choose the strength by agreement under this task, on held-out pairs"
@@ -217,7 +217,8 @@ def _train_language(options: argparse.Namespace) -> JsonValue:
         strength, agreement = choose_strength(model, tokenizer, name, task=options.task, pairs=held)
         training["agreement"] = {f"{key:g}": value for key, value in agreement.items()}
     else:
-        strength = 1.0 if options.strength is None else options.strength
+        # Full strength pays only where the encoder knows next to nothing of the language.
+        strength = 0.5 if options.strength is None else options.strength
         set_strength(model, name, strength)
     folder = adapterx.save(model, name, target, card={"training": training})
     if not options.json:
