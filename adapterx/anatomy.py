@@ -51,11 +51,20 @@ class Port:
         reads: ``"state"``, what is updated, as earlier steps left it; ``"normed"``, the hooked
             layer norm of it; ``"source"``, the module's first input (for an updated input: that
             input before any step).
+        part: Which of how many equal parts of the output's last dimension is updated, counted
+            from 0, where one linear computes several projections: ``(1, 3)`` is the key of a
+            fused query, key and value. None for all of it.
     """
 
     module: str
     updates: Literal["output"] | int = "output"
     reads: Literal["state", "normed", "source"] = "state"
+    part: tuple[int, int] | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of the site in an encoder: the module's, with the part if there is one."""
+        return self.module if self.part is None else f"{self.module}:{self.part[0]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -177,7 +177,7 @@ def insert(
     for place, module in built:
         site = install(encoder.get_submodule(place.port.module), place.port, registry.switch)
         site.put(name, module)
-        registry.sites[place.port.module] = site
+        registry.sites[place.port.key] = site
         output = inner.get_output_embeddings() if place.site == "embeddings" else None
         if output is not None and not _hooked_by(output, site):
             output.register_forward_pre_hook(site.undo)
@@ -198,6 +198,8 @@ def _build(
             hooked = encoder.get_submodule(place.port.module)
             width_in = getattr(hooked, "in_features", hidden)
             width_out = getattr(hooked, "out_features", hidden)
+            if place.port.part is not None:
+                width_out //= place.port.part[1]
             module = method.build(place, width_in, width_out)
             own = next(hooked.parameters(), None)
             # Float32 on a half-precision base, beside the module it acts on (device_map).
@@ -354,11 +356,11 @@ def _take_off(inner: PreTrainedModel, registry: Registry, name: str) -> None:
     if heads is not None and name in heads.names():
         heads.remove(name)
     for place in registry.adapters.pop(name).places:
-        key = place.port.module
+        key = place.port.key
         site = registry.sites[key]
         site.drop(name)
         if next(site.names(), None) is None:
-            remove(encoder.get_submodule(key), site)
+            remove(encoder.get_submodule(place.port.module), site)
             output = inner.get_output_embeddings()
             if output is not None:
                 remove(output, site)

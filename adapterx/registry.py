@@ -132,4 +132,4 @@ def adapter_modules(model: nn.Module, name: str) -> list[tuple[Place, MethodModu
     inner = unwrap(model)
     registry = registry_of(inner) or Registry(inner.base_model)
     adapter = registry.require(name)
-    return [(place, registry.sites[place.port.module].module_of(name)) for place in adapter.places]
+    return [(place, registry.sites[place.port.key].module_of(name)) for place in adapter.places]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, cast
 
+import torch
 from torch import Tensor, nn
 
 from adapterx.anatomy import Port
@@ -51,16 +52,21 @@ class Site(nn.Module):
 
     def after(self, hooked: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         """Update the hooked module's output (a forward hook)."""
-        if self.port.module not in self.switch.steps:
+        if self.port.key not in self.switch.steps:
             return None
         source = inputs[0] if self.port.reads == "source" else None
         if isinstance(output, tuple):
             return (self._run(hooked, output[0], source), *output[1:])
-        return self._run(hooked, output, source)
+        if self.port.part is None:
+            return self._run(hooked, output, source)
+        index, count = self.port.part
+        parts = list(output.chunk(count, dim=-1))
+        parts[index] = self._run(hooked, parts[index], source)
+        return torch.cat(parts, dim=-1)
 
     def before(self, hooked: nn.Module, inputs: tuple[Any, ...]) -> Any:
         """Update one of the hooked module's inputs (a forward pre-hook)."""
-        if self.port.module not in self.switch.steps:
+        if self.port.key not in self.switch.steps:
             return None
         at = self.port.updates
         assert isinstance(at, int)
@@ -70,7 +76,7 @@ class Site(nn.Module):
     def undo(self, hooked: nn.Module, inputs: tuple[Any, ...]) -> Any:
         """Undo invertible steps, last first, in front of the output embedding (a pre-hook)."""
         state = inputs[0]
-        for name, strength in reversed(self.switch.steps.get(self.port.module, ())):
+        for name, strength in reversed(self.switch.steps.get(self.port.key, ())):
             module = self.module_of(name)
             if isinstance(module, InvertibleModule):
                 state = module.inverse(state, strength)
@@ -78,7 +84,7 @@ class Site(nn.Module):
 
     def _run(self, hooked: nn.Module, state: Tensor, source: Tensor | None) -> Tensor:
         """Apply the steps in force: ``state <- state + strength * update(what is read)``."""
-        for name, strength in self.switch.steps[self.port.module]:
+        for name, strength in self.switch.steps[self.port.key]:
             if self.port.reads == "source":
                 read = source
             elif self.port.reads == "normed":
@@ -93,13 +99,14 @@ class Site(nn.Module):
 
 def install(hooked: nn.Module, port: Port, switch: Switch) -> Site:
     """Return the site of a module, made and hooked if it is not there yet."""
-    if CHILD in hooked._modules:
-        site = hooked._modules[CHILD]
+    child = _child(port)
+    if child in hooked._modules:
+        site = hooked._modules[child]
         assert isinstance(site, Site)
         assert site.port == port, f"two kinds of site at {port.module}"
         return site
     site = Site(port, switch).train(hooked.training)
-    hooked.register_module(CHILD, site)
+    hooked.register_module(child, site)
     if port.updates == "output":
         hooked.register_forward_hook(site.after)
     else:
@@ -112,5 +119,10 @@ def remove(hooked: nn.Module, site: Site) -> None:
     for hooks in (hooked._forward_hooks, hooked._forward_pre_hooks):
         for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is site]:
             del hooks[key]
-    if hooked._modules.get(CHILD) is site:
-        delattr(hooked, CHILD)
+    child = _child(site.port)
+    if hooked._modules.get(child) is site:
+        delattr(hooked, child)
+
+
+def _child(port: Port) -> str:
+    return CHILD if port.part is None else f"{CHILD}_{port.part[0]}"

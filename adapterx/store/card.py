@@ -80,7 +80,7 @@ def base_of(model: PreTrainedModel) -> Base:
     matrices = {
         name: parameter
         for name, parameter in encoder.named_parameters()
-        if parameter.dim() >= 2 and CHILD not in name.split(".") and "pooler" not in name.split(".")
+        if parameter.dim() >= 2 and CHILD not in name and "pooler" not in name.split(".")
     }
     ordered = [matrices[name] for name in sorted(matrices)]
     picked = [ordered[i * len(ordered) // _TENSORS] for i in range(_TENSORS)]
