@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from adapterx.attachment import attach
-    from adapterx.composition import Scale, Stack
+    from adapterx.composition import Average, Fuse, Parallel, PerExample, Scale, Side, Stack
     from adapterx.errors import AdapterError
     from adapterx.methods.bottleneck import Bottleneck
+    from adapterx.methods.fusion import Fusion
     from adapterx.methods.invertible import Invertible
     from adapterx.methods.lora import LoRA
     from adapterx.model import activate, add, detach, set_trainable, using
@@ -29,11 +30,17 @@ __version__ = "0.1.0"
 
 _HOME: Final = {
     "AdapterError": "adapterx.errors",
+    "Average": "adapterx.composition",
     "Bottleneck": "adapterx.methods.bottleneck",
+    "Fuse": "adapterx.composition",
+    "Fusion": "adapterx.methods.fusion",
     "Invertible": "adapterx.methods.invertible",
     "LoRA": "adapterx.methods.lora",
     "MeanPoolingForSequenceClassification": "adapterx.pooling",
+    "Parallel": "adapterx.composition",
+    "PerExample": "adapterx.composition",
     "Scale": "adapterx.composition",
+    "Side": "adapterx.composition",
     "Stack": "adapterx.composition",
     "Summary": "adapterx.overview",
     "activate": "adapterx.model",
@@ -52,11 +59,17 @@ _HOME: Final = {
 
 __all__ = [
     "AdapterError",
+    "Average",
     "Bottleneck",
+    "Fuse",
+    "Fusion",
     "Invertible",
     "LoRA",
     "MeanPoolingForSequenceClassification",
+    "Parallel",
+    "PerExample",
     "Scale",
+    "Side",
     "Stack",
     "Summary",
     "activate",

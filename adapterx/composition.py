@@ -1,40 +1,55 @@
-"""Compositions: values that say which adapters act, in which order and how strongly.
+"""Compositions: values that say which adapters act, in which order, how strongly, for which rows.
 
-A composition is a name (a plain string), a `Stack` or a `Scale`; all are frozen, comparable,
-printable and free of torch. They have a text form, ``Stack(Scale(mi, 0.5), topics)``, that
-`parse` reads back, and a JSON form.
+A composition is a name (a plain string) or one of the classes here, nested at will. All are
+frozen, comparable, printable and free of torch. They have a text form,
+``Stack(Average(sw: 0.6, rw: 0.4), nli)``, that `parse` reads back, and a JSON form.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 from adapterx.errors import CompositionError
 
 __all__ = [
+    "AXES",
+    "Average",
+    "Axis",
     "Composition",
+    "Fuse",
     "JsonValue",
+    "Parallel",
+    "PerExample",
     "Scale",
+    "Side",
     "Stack",
     "check_composition",
     "check_name",
+    "choices",
+    "expand",
     "from_json",
     "names",
+    "nodes",
     "parse",
-    "strengths",
     "to_json",
 ]
 
 JsonValue: TypeAlias = (
     bool | int | float | str | list["JsonValue"] | Mapping[str, "JsonValue"] | None
 )
+# What a row can choose by; each is a keyword of ``model(**batch, lang=[...])``.
+Axis: TypeAlias = Literal["lang", "target", "task"]
+AXES: Final[tuple[Axis, ...]] = get_args(Axis)
 
 _NAME: Final = re.compile(r"\w[\w\-]*")
-_TOKEN: Final = re.compile(r"\s*([(),]|[^\s(),]+)")
+_TOKEN: Final = re.compile(r"\s*([(),:;]|[^\s(),:;]+)")
+# More rows than any batch needs; a product of many Parallels would fill the memory instead.
+_MOST_OUTPUTS: Final = 1024
 
 
 def check_name(name: str) -> str:
@@ -56,17 +71,15 @@ def check_name(name: str) -> str:
 class Stack:
     """One adapter after another: at every site, ``Stack(a, b)`` is b applied to a's result.
 
-    ``Stack(a, Stack(b, c))`` is ``Stack(a, b, c)``.
+    ``Stack(a, Stack(b, c))`` is ``Stack(a, b, c)``; ``Stack()`` is the base as it is.
 
     Attributes:
-        children: At least one composition, the first acts first.
+        children: The first acts first.
     """
 
     children: tuple[Composition, ...]
 
     def __init__(self, *children: Composition) -> None:
-        if not children:
-            raise CompositionError("Stack() holds nothing. Name at least one adapter in it.")
         flat: list[Composition] = []
         for child in children:
             checked = check_composition(child)
@@ -74,15 +87,15 @@ class Stack:
         object.__setattr__(self, "children", tuple(flat))
 
     def __str__(self) -> str:
-        return f"Stack({', '.join(map(str, self.children))})"
+        return f"Stack({_join(self.children)})"
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
     """A composition at a fraction of its strength: every update in it is multiplied.
 
-    ``Scale(a, 1)`` is a, ``Scale(a, 0)`` leaves a out, and a scaled stack is the stack of its
-    scaled members.
+    ``Scale(a, 1)`` is a, ``Scale(a, 0)`` leaves a out, a scaled stack is the stack of its scaled
+    members, and a scaled fusion is its result, scaled.
 
     Attributes:
         child: What is scaled.
@@ -94,33 +107,196 @@ class Scale:
 
     def __post_init__(self) -> None:
         check_composition(self.child)
-        if isinstance(self.factor, bool) or not isinstance(self.factor, int | float):
-            raise CompositionError(
-                f"factor is {self.factor!r} in Scale({self.child}, …). Give a number, e.g. 0.5."
-            )
-        try:
-            factor = float(self.factor)
-        except OverflowError:  # an integer beyond the floats
-            factor = math.inf
-        if not math.isfinite(factor):
-            raise CompositionError(
-                f"factor is {factor} in Scale({self.child}, …). Give a finite number."
-            )
-        object.__setattr__(self, "factor", factor)
-
-    def __str__(self) -> str:
-        return (
-            f"Scale({self.child}, {self.factor:g})"
-            if _prints_short(self.factor)
-            else (f"Scale({self.child}, {self.factor!r})")
+        object.__setattr__(
+            self, "factor", _finite(self.factor, f"factor in Scale({self.child}, …)")
         )
 
+    def __str__(self) -> str:
+        return f"Scale({self.child}, {_number(self.factor)})"
 
-Composition: TypeAlias = str | Stack | Scale
+
+@dataclass(frozen=True, slots=True, init=False)
+class Average:
+    """The weighted mean of adapters, of their weights or of what they return.
+
+    ``Average({"sw": 0.6, "rw": 0.4})``, or ``Average("sw", "rw")`` for equal weights. The weights
+    are taken as they are: they need not sum to one (differences of adapters are sums with
+    negative weights) unless `normalize` asks for it.
+
+    Attributes:
+        children: Names; over outputs any compositions.
+        weights: One finite number a child.
+        over: ``"weights"``, one adapter with the mean of all parameters, at one adapter's cost
+            (a LoRA's parameters are its update matrix: the mean of the matrices is exact);
+            ``"outputs"``, the mean of what each does to the state.
+    """
+
+    children: tuple[Composition, ...]
+    weights: tuple[float, ...]
+    over: Literal["weights", "outputs"]
+
+    def __init__(
+        self,
+        *children: Composition | Mapping[Composition, float],
+        over: Literal["weights", "outputs"] = "weights",
+        normalize: bool = False,
+    ) -> None:
+        pairs: list[tuple[Composition, float]] = []
+        for child in children:
+            if isinstance(child, Mapping):
+                pairs.extend(child.items())
+            else:
+                pairs.append((child, 1 / len(children)))
+        if not pairs:
+            raise CompositionError("Average() holds nothing. Name at least one adapter in it.")
+        if over not in ("weights", "outputs"):
+            raise CompositionError(f"over is {over!r} in Average. Use 'weights' or 'outputs'.")
+        checked = tuple(check_composition(child) for child, _ in pairs)
+        for child in checked:
+            if over == "weights" and not isinstance(child, str):
+                raise CompositionError(
+                    f"Average over weights holds {child}, which has no weights of its own: only "
+                    "single adapters have. Use over='outputs'."
+                )
+        weights = tuple(_finite(weight, f"weight of {child} in Average") for child, weight in pairs)
+        if normalize:
+            total = math.fsum(weights)
+            if abs(total) < 1e-12:
+                raise CompositionError(
+                    f"The weights of Average({_join(checked)}) sum to zero; nothing makes them "
+                    "sum to one. Leave normalize out, or give other weights."
+                )
+            weights = tuple(weight / total for weight in weights)
+        object.__setattr__(self, "children", checked)
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "over", over)
+
+    def __str__(self) -> str:
+        pairs = zip(self.children, self.weights, strict=True)
+        listed = ", ".join(f"{child}: {_number(weight)}" for child, weight in pairs)
+        return f"Average({listed}{'; outputs' if self.over == 'outputs' else ''})"
 
 
-def _prints_short(number: float) -> bool:
-    return float(f"{number:g}") == number
+@dataclass(frozen=True, slots=True, init=False)
+class Parallel:
+    """One input, several outputs: the batch is answered once by every child.
+
+    A batch of n rows gives n rows by the first child, then n by the second, and so on; each block
+    is what that child gives alone. Inside other compositions it distributes: ``Stack(a,
+    Parallel(b, c))`` is ``Parallel(Stack(a, b), Stack(a, c))``.
+
+    Attributes:
+        children: At least one composition.
+    """
+
+    children: tuple[Composition, ...]
+
+    def __init__(self, *children: Composition) -> None:
+        if not children:
+            raise CompositionError("Parallel() has no output. Name at least one adapter in it.")
+        checked = tuple(check_composition(child) for child in children)
+        object.__setattr__(self, "children", checked)
+        if _outputs(self) > _MOST_OUTPUTS:
+            raise CompositionError(
+                f"A Parallel of {_outputs(self):,} outputs repeats every batch as often; at most "
+                f"{_MOST_OUTPUTS:,} are allowed. Run them one after another."
+            )
+
+    def __str__(self) -> str:
+        return f"Parallel({_join(self.children)})"
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Fuse:
+    """AdapterFusion: a trained attention, at every site, over what the children would add.
+
+    Pfeiffer et al., 2021, https://arxiv.org/abs/2005.00247. The attention is an adapter of its
+    own, added with ``adapterx.add(model, "mix", Fusion(like=...))``: it is trained, saved and
+    loaded by its name, and serves any number of children in any order.
+
+    Attributes:
+        children: At least one composition.
+        by: Name of the fusion.
+    """
+
+    children: tuple[Composition, ...]
+    by: str
+
+    def __init__(self, *children: Composition, by: str) -> None:
+        if not children:
+            raise CompositionError("Fuse() holds nothing. Name at least one adapter in it.")
+        checked = tuple(check_composition(child) for child in children)
+        object.__setattr__(self, "children", checked)
+        object.__setattr__(self, "by", check_name(by))
+
+    def __str__(self) -> str:
+        return f"Fuse({_join(self.children)}; {self.by})"
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class PerExample:
+    """Every row of a batch chooses its own composition, by its language or its task.
+
+    ``PerExample({"sw": "sw", "yo": Scale("yo", 0.5), "en": Stack()})`` and then ``model(**batch,
+    lang=["yo", "sw", "en", "sw"])``, or a tensor of indices into `keys`.
+
+    Attributes:
+        keys: What a row may choose.
+        children: A composition for each key.
+        by: Which keyword of the model's call holds the choice: ``"lang"``, ``"task"``, or
+            ``"target"`` for the language on the decoder's side.
+    """
+
+    keys: tuple[str, ...]
+    children: tuple[Composition, ...]
+    by: Axis
+
+    def __init__(self, children: Mapping[str, Composition], *, by: Axis = "lang") -> None:
+        if by not in AXES:
+            raise CompositionError(
+                f"by is {by!r} in PerExample. Rows choose by one of {', '.join(AXES)}."
+            )
+        if not isinstance(children, Mapping) or not children:
+            raise CompositionError(
+                f"PerExample holds {children!r}. Give a dict with a composition for each {by}."
+            )
+        object.__setattr__(self, "keys", tuple(check_name(key) for key in children))
+        checked = tuple(check_composition(child) for child in children.values())
+        object.__setattr__(self, "children", checked)
+        object.__setattr__(self, "by", by)
+        choices(self)
+
+    def __str__(self) -> str:
+        pairs = zip(self.keys, self.children, strict=True)
+        return f"PerExample({', '.join(f'{key}: {child}' for key, child in pairs)}; {self.by})"
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A composition that acts on one side of an encoder-decoder only.
+
+    ``Stack(Side("en", "encoder"), Side("sw", "decoder"), "translate")`` reads English and writes
+    Swahili.
+
+    Attributes:
+        child: What acts.
+        side: ``"encoder"`` or ``"decoder"``.
+    """
+
+    child: Composition
+    side: Literal["encoder", "decoder"]
+
+    def __post_init__(self) -> None:
+        check_composition(self.child)
+        if self.side not in ("encoder", "decoder"):
+            raise CompositionError(f"side is {self.side!r} in Side. Use 'encoder' or 'decoder'.")
+
+    def __str__(self) -> str:
+        return f"Side({self.child}, {self.side})"
+
+
+Composition: TypeAlias = str | Stack | Scale | Average | Parallel | Fuse | PerExample | Side
+_KINDS: Final = (Stack, Scale, Average, Parallel, Fuse, PerExample, Side)
 
 
 def check_composition(value: object) -> Composition:
@@ -131,106 +307,300 @@ def check_composition(value: object) -> Composition:
     """
     if isinstance(value, str):
         return check_name(value)
-    if isinstance(value, Stack | Scale):
+    if isinstance(value, _KINDS):
         return value
     raise CompositionError(
-        f"{value!r} is no composition. Use an adapter's name, Stack(...) or Scale(...)."
+        f"{value!r} is no composition. Use an adapter's name, Stack(...), Average(...) or another."
     )
 
 
-def strengths(composition: Composition, factor: float = 1.0) -> Iterator[tuple[str, float]]:
-    """Yield the adapters of a composition in the order they act, each with its strength."""
+def _join(children: Sequence[Composition]) -> str:
+    return ", ".join(map(str, children))
+
+
+def _number(number: float) -> str:
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
+
+
+def _finite(number: object, what: str) -> float:
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise CompositionError(f"The {what} is {number!r}. Give a number, e.g. 0.5.")
+    try:
+        finite = float(number)
+    except OverflowError:  # an integer beyond the floats
+        finite = math.inf
+    if not math.isfinite(finite):
+        raise CompositionError(f"The {what} is {finite}. Give a finite number.")
+    return finite
+
+
+def _children(composition: Composition) -> tuple[Composition, ...]:
     match composition:
         case str():
-            yield composition, factor
-        case Scale():
-            yield from strengths(composition.child, factor * composition.factor)
-        case Stack():
-            for child in composition.children:
-                yield from strengths(child, factor)
+            return ()
+        case Scale() | Side():
+            return (composition.child,)
+        case _:
+            return composition.children
+
+
+def nodes(composition: Composition) -> Iterator[Composition]:
+    """Yield a composition and everything in it, in the order it acts."""
+    yield composition
+    for child in _children(composition):
+        yield from nodes(child)
 
 
 def names(composition: Composition) -> tuple[str, ...]:
-    """Return the names in a composition, in order, each once."""
-    return tuple(dict.fromkeys(name for name, _ in strengths(composition)))
+    """Return the names in a composition, those of fusions too, in order, each once."""
+    found: dict[str, None] = {}
+
+    def collect(node: Composition) -> None:
+        if isinstance(node, str):
+            found[node] = None
+        for child in _children(node):
+            collect(child)
+        if isinstance(node, Fuse):
+            found[node.by] = None
+
+    collect(composition)
+    return tuple(found)
+
+
+def choices(composition: Composition) -> dict[Axis, tuple[str, ...]]:
+    """Return what rows may choose, and by what: the keys of `PerExample` by axis.
+
+    Raises:
+        CompositionError: If two `PerExample` by the same axis have other keys: a row could choose
+            what one of them does not know.
+    """
+    found: dict[Axis, tuple[str, ...]] = {}
+    for node in nodes(composition):
+        if isinstance(node, PerExample):
+            known = found.setdefault(node.by, node.keys)
+            if set(known) != set(node.keys):
+                odd = sorted(set(known) ^ set(node.keys))
+                raise CompositionError(
+                    f"Rows choose by {node.by} in two places, and {odd[0]!r} is known to one of "
+                    "them only. Give both the same keys; Stack() stands for no adapter."
+                )
+    return found
+
+
+def _outputs(composition: Composition) -> int:
+    counts = [_outputs(child) for child in _children(composition)]
+    return sum(counts) if isinstance(composition, Parallel) else math.prod(counts)
+
+
+def expand(composition: Composition, chosen: Mapping[Axis, str]) -> list[Composition]:
+    """Return what a row gets: its choices made, one composition for each output.
+
+    Args:
+        composition: Any composition.
+        chosen: A key for every axis of `choices`.
+
+    Returns:
+        Compositions without `PerExample` and `Parallel`; more than one only with `Parallel`.
+    """
+    match composition:
+        case str():
+            return [composition]
+        case PerExample():
+            at = composition.keys.index(chosen[composition.by])
+            return expand(composition.children[at], chosen)
+        case Parallel():
+            return [one for child in composition.children for one in expand(child, chosen)]
+    parts = itertools.product(*(expand(child, chosen) for child in _children(composition)))
+    return [_with_children(composition, children) for children in parts]
+
+
+def _with_children(composition: Composition, children: Sequence[Composition]) -> Composition:
+    match composition:
+        case Scale():
+            return Scale(children[0], composition.factor)
+        case Side():
+            return Side(children[0], composition.side)
+        case Average():
+            return _average(children, composition.weights, composition.over)
+        case Fuse():
+            return Fuse(*children, by=composition.by)
+    return Stack(*children)
+
+
+def _average(
+    children: Sequence[Composition],
+    weights: Sequence[float],
+    over: Literal["weights", "outputs"],
+) -> Average:
+    # Through single pairs: a child may stand in an average twice.
+    pairs = [{child: weight} for child, weight in zip(children, weights, strict=True)]
+    return Average(*pairs, over=over)
+
+
+# The text form
 
 
 def parse(text: str) -> Composition:
     """Read a composition from its text form; the inverse of ``str``.
 
     Args:
-        text: For example ``"topics"`` or ``"Stack(Scale(mi, 0.5), topics)"``.
+        text: For example ``"topics"``, ``"Stack(Scale(mi, 0.5), topics)"``,
+            ``"Average(sw: 0.6, rw: 0.4)"``, ``"Average(sw: 0.6, Stack(rw, rn): 0.4; outputs)"``,
+            ``"Fuse(a, b; mix)"``, ``"PerExample(sw: sw, en: Stack(); lang)"``,
+            ``"Side(sw, decoder)"``.
 
     Raises:
         CompositionError: If the text is not a composition; the message shows where.
     """
-    tokens = [(match[1], match.start(1)) for match in _TOKEN.finditer(text)]
-    tokens.append(("", len(text)))
-    try:
-        composition, rest = _parse(text, tokens)
-    except RecursionError:
-        raise CompositionError(
-            f"The composition {text[:40]!r}… is nested too deep. Stacks in stacks can be flattened."
-        ) from None
-    if rest[0][0]:
-        raise _unexpected(text, rest[0])
-    return composition
+    return _Parser(text).whole()
 
 
-_Tokens: TypeAlias = list[tuple[str, int]]
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.tokens = [(match[1], match.start(1)) for match in _TOKEN.finditer(text)]
+        self.tokens.append(("", len(text)))
+        self.at = 0
 
-
-def _parse(text: str, tokens: _Tokens) -> tuple[Composition, _Tokens]:
-    head, opening = tokens[0], tokens[1][0] if len(tokens) > 1 else ""
-    if head[0] in {"", "(", ")", ","}:
-        raise _unexpected(text, head)
-    if opening != "(":
-        return check_name(head[0]), tokens[1:]
-    rest = tokens[2:]
-    if head[0] == "Stack":
-        children: list[Composition] = []
-        while True:
-            child, rest = _parse(text, rest)
-            children.append(child)
-            if rest[0][0] != ",":
-                return Stack(*children), _expect(")", text, rest)
-            rest = rest[1:]
-    if head[0] == "Scale":
-        child, rest = _parse(text, rest)
-        rest = _expect(",", text, rest)
+    def whole(self) -> Composition:
         try:
-            factor = float(rest[0][0])
+            composition = self.composition()
+        except RecursionError:
+            raise CompositionError(
+                f"The composition {self.text[:40]!r}… is nested too deep. "
+                "Stacks in stacks can be flattened."
+            ) from None
+        if self.peek():
+            raise self.unexpected()
+        return composition
+
+    def peek(self) -> str:
+        return self.tokens[self.at][0]
+
+    def take(self) -> str:
+        token = self.peek()
+        if token in {"", "(", ")", ",", ":", ";"}:
+            raise self.unexpected()
+        self.at += 1
+        return token
+
+    def accept(self, symbol: str) -> bool:
+        found = self.peek() == symbol
+        self.at += found
+        return found
+
+    def expect(self, symbol: str) -> None:
+        if not self.accept(symbol):
+            raise self.unexpected(f", expected {symbol!r}")
+
+    def number(self) -> float:
+        token = self.take()
+        try:
+            return float(token)
         except ValueError:
-            raise _unexpected(text, rest[0]) from None
-        return Scale(child, factor), _expect(")", text, rest[1:])
-    raise CompositionError(
-        f"{head[0]!r} is no kind of composition in {text!r} (known: Scale, Stack)."
-    )
+            self.at -= 1
+            raise self.unexpected(", expected a number") from None
+
+    def listed(self, item: Callable[[], None]) -> None:
+        """Read items between commas up to the closing bracket or semicolon."""
+        if self.peek() not in {")", ";"}:
+            item()
+            while self.accept(","):
+                item()
+
+    def pairs(self, value: Callable[[], object]) -> list[tuple[Composition, object]]:
+        found: list[tuple[Composition, object]] = []
+
+        def item() -> None:
+            key = self.composition()
+            self.expect(":")
+            found.append((key, value()))
+
+        self.listed(item)
+        return found
+
+    def composition(self) -> Composition:
+        word = self.take()
+        if not self.accept("("):
+            return check_name(word)
+        children: list[Composition] = []
+        value: Composition
+        match word:
+            case "Stack" | "Parallel":
+                self.listed(lambda: children.append(self.composition()))
+                value = Stack(*children) if word == "Stack" else Parallel(*children)
+            case "Scale":
+                child = self.composition()
+                self.expect(",")
+                value = Scale(child, self.number())
+            case "Side":
+                child = self.composition()
+                self.expect(",")
+                value = Side(child, self.take())  # type: ignore[arg-type]  # checked there
+            case "Fuse":
+                self.listed(lambda: children.append(self.composition()))
+                self.expect(";")
+                value = Fuse(*children, by=self.take())
+            case "Average":
+                weighted = [{key: number} for key, number in self.pairs(self.number)]
+                over = self.take() if self.accept(";") else "weights"
+                value = Average(*weighted, over=over)  # type: ignore[arg-type]  # checked there
+            case "PerExample":
+                chosen = self.pairs(self.composition)
+                self.expect(";")
+                by = self.take()
+                keys = [key for key, _ in chosen]
+                if len(set(keys)) < len(keys):
+                    raise CompositionError(f"A key stands twice in {self.text!r}.")
+                value = PerExample(dict(chosen), by=by)  # type: ignore[arg-type]  # checked there
+            case _:
+                known = ", ".join(sorted(kind.__name__ for kind in _KINDS))
+                raise CompositionError(
+                    f"{word!r} is no kind of composition in {self.text!r} (known: {known})."
+                )
+        self.expect(")")
+        return value
+
+    def unexpected(self, expected: str = "") -> CompositionError:
+        token, at = self.tokens[self.at]
+        found = repr(token) if token else "the end"
+        return CompositionError(
+            f"{found} at character {at} of the composition {self.text!r}{expected}. "
+            "Write for example Stack(Scale(sw, 0.5), nli)."
+        )
 
 
-def _expect(symbol: str, text: str, tokens: _Tokens) -> _Tokens:
-    if tokens[0][0] != symbol:
-        raise _unexpected(text, tokens[0], f", expected {symbol!r}")
-    return tokens[1:]
-
-
-def _unexpected(text: str, token: tuple[str, int], expected: str = "") -> CompositionError:
-    found = repr(token[0]) if token[0] else "the end"
-    return CompositionError(
-        f"{found} at character {token[1]} of the composition {text!r}{expected}. "
-        "Write for example Stack(Scale(sw, 0.5), nli)."
-    )
+# The JSON form
 
 
 def to_json(composition: Composition) -> JsonValue:
-    """Return a composition as JSON data: a name, or an object with one key."""
+    """Return a composition as JSON data: a name, or an object named after its kind."""
+    children = [to_json(child) for child in _children(composition)]
     match composition:
-        case Stack():
-            return {"stack": [to_json(child) for child in composition.children]}
-        case Scale():
-            return {"scale": [to_json(composition.child), composition.factor]}
-        case _:
+        case str():
             return composition
+        case Stack():
+            return {"stack": children}
+        case Parallel():
+            return {"parallel": children}
+        case Scale():
+            return {"scale": children[0], "factor": composition.factor}
+        case Side():
+            return {"side": children[0], "of": composition.side}
+        case Fuse():
+            return {"fuse": children, "by": composition.by}
+        case Average():
+            return {
+                "average": children,
+                "weights": list(composition.weights),
+                "over": composition.over,
+            }
+        case PerExample():
+            return {
+                "per_example": dict(zip(composition.keys, children, strict=True)),
+                "by": composition.by,
+            }
 
 
 def from_json(data: JsonValue) -> Composition:
@@ -239,11 +609,35 @@ def from_json(data: JsonValue) -> Composition:
     Raises:
         CompositionError: If `data` is not a composition's JSON form.
     """
+    try:
+        return _from_json(data)
+    except RecursionError:
+        raise CompositionError("A composition's JSON form is nested too deep.") from None
+
+
+def _from_json(data: JsonValue) -> Composition:
     match data:
         case str():
             return check_name(data)
         case {"stack": [*children], **rest} if not rest:
-            return Stack(*(from_json(child) for child in children))
-        case {"scale": [child, int() | float() as factor], **rest} if not rest:
-            return Scale(from_json(child), factor)
+            return Stack(*map(_from_json, children))
+        case {"parallel": [*children], **rest} if not rest:
+            return Parallel(*map(_from_json, children))
+        case {"scale": child, "factor": int() | float() as factor, **rest} if not rest:
+            return Scale(_from_json(child), factor)
+        case {"side": child, "of": "encoder" | "decoder" as side, **rest} if not rest:
+            return Side(_from_json(child), side)
+        case {"fuse": [*children], "by": str(by), **rest} if not rest:
+            return Fuse(*map(_from_json, children), by=by)
+        case {
+            "average": [*children],
+            "weights": [*weights],
+            "over": "weights" | "outputs" as over,
+            **rest,
+        } if not rest and len(children) == len(weights):
+            return _average([_from_json(child) for child in children], weights, over)  # type: ignore[arg-type]  # checked there
+        case {"per_example": dict(pairs), "by": "lang" | "target" | "task" as by, **rest} if (
+            not rest
+        ):
+            return PerExample({key: _from_json(child) for key, child in pairs.items()}, by=by)
     raise CompositionError(f"{data!r} is not the JSON form of a composition.")

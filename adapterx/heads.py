@@ -1,7 +1,8 @@
 """Heads: what stands outside the encoder, and the pooler it reads, one set per task.
 
 The head that answers stands at its place in the model; the others are parked here. Swapping
-exchanges modules by reference and sets what the configuration says about labels.
+exchanges modules by reference and sets what the configuration says about labels. Where rows
+choose their task, a stand-in takes the place and gives each row to its own head.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
-from adapterx.errors import BaseModelError, ConfigError
+from adapterx.errors import BaseModelError, CompositionError, ConfigError
+from adapterx.plan import Plan
+from adapterx.routing import Gate, Rows, Selector
 
 __all__ = ["PROBLEMS", "Heads", "Labels", "Problem", "fill", "head_places"]
 
@@ -63,20 +67,21 @@ def head_places(model: PreTrainedModel, pooler: str | None) -> dict[str, nn.Modu
 
 
 class Heads(nn.Module):
-    """The parked heads of one model, and which one stands in it.
+    """The heads of one model's tasks, and the model's gate.
 
-    The model's own head is kept under the empty name.
+    The model's own head goes by the empty name.
     """
 
     OWN: Final = ""
 
-    def __init__(self, model: PreTrainedModel, pooler: str | None) -> None:
+    def __init__(self, model: PreTrainedModel, pooler: str | None, gate: Gate) -> None:
         super().__init__()
-        self.places = tuple(head_places(model, pooler))
+        self.gate = gate
         self.pooler = pooler
+        self.places = tuple(head_places(model, pooler))
         self.labels: dict[str, Labels] = {self.OWN: _read_labels(model)}
         self.entries: dict[str, dict[str, Any]] = {}
-        self.shown = self.OWN
+        self.shown: tuple[str, ...] = (self.OWN,)
         # The flags a user had set before; they are given back when all adapters are off.
         self.frozen_before = frozenset(
             key for key, parameter in model.named_parameters() if not parameter.requires_grad
@@ -149,19 +154,54 @@ class Heads(nn.Module):
             "problem_type": facts.problem,
         }
 
-    def show(self, model: PreTrainedModel, name: str | None) -> None:
-        """Put the head of adapter `name` in its place; None for the model's own."""
-        wanted = self.OWN if name is None else name
-        if wanted == self.shown:
+    def show(self, model: PreTrainedModel, plan: Plan) -> None:
+        """Put the heads of a plan in their place.
+
+        Raises:
+            CompositionError: If rows answer tasks whose heads differ in kind.
+        """
+        names = tuple(self.OWN if name is None else name for name in plan.heads)
+        if names == self.shown:
             return
-        # Read, not remembered: Hugging Face writes `problem_type` at the first loss.
-        self.entries[self.shown] = _config_entries(model)
+        shared = self._shared_entries(names) if len(names) > 1 else None
+        if len(self.shown) == 1:
+            # Read, not remembered: Hugging Face writes `problem_type` at the first loss.
+            self.entries[self.shown[0]] = _config_entries(model)
         for place in self.places:
             parent = self._parent(model, place)
-            self._park(self.shown, place, parent._modules[place])
-            parent._modules[place] = self._modules.pop(_key(wanted, place))
-        self.shown = wanted
-        _write_config(model, self.entries[wanted])
+            if len(self.shown) == 1:
+                self._park(self.shown[0], place, parent._modules[place])
+            standing = (
+                _Choosing(self, place) if shared else self._modules.pop(_key(names[0], place))
+            )
+            parent._modules[place] = standing
+        self.shown = names
+        _write_config(model, shared or self.entries[names[0]])
+
+    def _shared_entries(self, names: Sequence[str]) -> dict[str, Any]:
+        facts = [self.labels[name] for name in names]
+        problems = {one.problem for one in facts}
+        sizes = {len(one.names) for one in facts}
+        # Padded logits are classes of probability 0; other problems have no such thing.
+        paddable = problems <= {None, "single_label_classification"} and 1 not in sizes
+        if len(problems) > 1 or (len(sizes) > 1 and not paddable):
+            kinds = ", ".join(
+                f"{name or 'the model itself'} ({one.problem or 'any problem'}, {len(one.names)})"
+                for name, one in zip(names, facts, strict=True)
+            )
+            raise CompositionError(
+                f"Rows answer tasks whose heads differ in kind: {kinds}. Route tasks of one "
+                "problem; only single-label classes may differ in number."
+            )
+        labels = facts[0].names
+        if len(set(facts)) > 1:
+            labels = tuple(f"LABEL_{index}" for index in range(max(sizes)))
+        ids = dict(enumerate(labels))
+        return {
+            "id2label": ids,
+            "label2id": {label: index for index, label in ids.items()},
+            "problem_type": facts[0].problem,
+        }
 
     def modules_of(self, model: PreTrainedModel, name: str) -> dict[str, nn.Module]:
         """Return the modules of one head by place, wherever they stand now."""
@@ -169,12 +209,18 @@ class Heads(nn.Module):
         for place in self.places if name in self.labels else ():
             module = (
                 self._parent(model, place)._modules[place]
-                if name == self.shown
+                if self.shown == (name,)
                 else self._modules[_key(name, place)]
             )
             assert module is not None
             found[place] = module
         return found
+
+    def parked(self, name: str | None, place: str) -> nn.Module:
+        """Return a head that does not stand in its place, None for the model's own."""
+        module = self._modules[_key(name or self.OWN, place)]
+        assert module is not None
+        return module
 
     def remove(self, name: str) -> None:
         """Forget the parked head of adapter `name`."""
@@ -191,6 +237,71 @@ class Heads(nn.Module):
     def _copies(self, model: PreTrainedModel) -> dict[str, nn.Module]:
         own = self.modules_of(model, self.OWN)
         return {place: copy.deepcopy(module) for place, module in own.items()}
+
+
+class _Choosing(nn.Module):
+    """Stands at one place of a head while rows choose their task: each is answered by its own."""
+
+    def __init__(self, heads: Heads, place: str) -> None:
+        super().__init__()
+        self._heads = (heads,)  # in a tuple: parked heads are no children of this
+        self.place = place
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Answer each row by the head it chose; all arguments with rows are split."""
+        (heads,) = self._heads
+        flow = heads.gate.switch.flow()
+        rows, plan = flow.rows, flow.plan
+        if rows is None:
+            raise CompositionError(
+                "Rows choose their task in what is active, but this head was called outside of "
+                "the model's own forward. Call the model itself: model(**batch, task=[...])."
+            )
+
+        def answer(index: int, at: Selector) -> Tensor:
+            some = [_some(value, rows, at) for value in args]
+            named = {key: _some(value, rows, at) for key, value in kwargs.items()}
+            answered: Tensor = heads.parked(plan.heads[index], self.place)(*some, **named)
+            return answered
+
+        device = next(value.device for value in (*args, *kwargs.values()) if _is_rows(value, rows))
+        if rows.known:
+            groups = rows.groups(plan.partition, device)
+            present = {index for index, _ in groups.parts}
+            # As in a site: a head in training that no row chose takes part with no rows.
+            absent = [
+                (index, slice(0, 0))
+                for index, name in enumerate(plan.heads)
+                if index not in present and name in rows.trainable
+            ]
+            joined = torch.cat(
+                _equally_wide([answer(index, at) for index, at in (*groups.parts, *absent)])
+            )
+            return joined if groups.back is None else joined.index_select(0, groups.back)
+        result, *others = _equally_wide(
+            [answer(index, slice(None)) for index in range(len(plan.heads))]
+        )
+        chosen = rows.classes(plan.partition, device).view(-1, *[1] * (result.dim() - 1))
+        for index, other in enumerate(others, start=1):
+            result = torch.where(chosen == index, other, result)
+        return result
+
+
+def _is_rows(value: Any, rows: Rows) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == rows.count
+
+
+def _some(value: Any, rows: Rows, at: Selector) -> Any:
+    return value[at] if _is_rows(value, rows) else value
+
+
+def _equally_wide(answers: list[Tensor]) -> list[Tensor]:
+    """Pad logits of fewer classes with the lowest number: their probability is 0."""
+    widest = max(answer.shape[-1] for answer in answers)
+    return [
+        functional.pad(answer, (0, widest - answer.shape[-1]), value=torch.finfo(answer.dtype).min)
+        for answer in answers
+    ]
 
 
 def _key(name: str, place: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from types import EllipsisType
 from typing import TypeVar
 
 import torch
@@ -16,10 +17,15 @@ from transformers import PreTrainedModel
 
 from adapterx.anatomy import Place
 from adapterx.composition import (
+    Average,
+    Axis,
     Composition,
+    Fuse,
+    Side,
     check_composition,
     check_name,
     names,
+    nodes,
     parse,
 )
 from adapterx.errors import (
@@ -27,7 +33,7 @@ from adapterx.errors import (
     ConfigError,
 )
 from adapterx.heads import Heads, Labels, Problem, fill
-from adapterx.methods import Method, MethodModule, methods_of
+from adapterx.methods import Fusion, Method, MethodModule, methods_of
 from adapterx.plan import Plan, compile_plan
 from adapterx.registry import (
     HEADS,
@@ -35,11 +41,13 @@ from adapterx.registry import (
     Adapter,
     Kind,
     Registry,
+    active_on,
     adapter_modules,
     heads_of,
     registry_of,
     unwrap,
 )
+from adapterx.routing import Choice, Flow, Gate
 from adapterx.sites import CHILD, Site, install, remove
 
 __all__ = [
@@ -62,9 +70,15 @@ def _open(model: nn.Module) -> tuple[PreTrainedModel, Registry, Heads]:
     registry, heads = registry_of(inner), heads_of(inner)
     if registry is None:
         registry = Registry(encoder)
+        registry.gate.install(encoder)
         setattr(encoder, CHILD, registry)
     if heads is None:
-        heads = Heads(inner, registry.anatomy.pooler)
+        gate = registry.gate
+        if inner is not encoder:
+            gate = Gate(registry.switch)
+            gate.install(inner)
+            registry.gates.append(gate)
+        heads = Heads(inner, registry.anatomy.pooler, gate)
         inner.register_module(HEADS, heads)
     return inner, registry, heads
 
@@ -183,7 +197,7 @@ def insert(
             output.register_forward_pre_hook(site.undo)
     places = tuple(place for place, _ in built)
     registry.adapters[name] = replace(adapter, methods=methods, places=places)
-    registry.plans.clear()
+    registry.forget_plans()
     return model
 
 
@@ -213,72 +227,154 @@ def _hooked_by(module: nn.Module, site: Site) -> bool:
     )
 
 
-def _plan(inner: PreTrainedModel, registry: Registry, composition: Composition | None) -> Plan:
+def _plan(
+    inner: PreTrainedModel, registry: Registry, gate: Gate, composition: Composition | None
+) -> Plan:
     """Return the plan of a composition or its text, from the cache if it was made before."""
     if not isinstance(composition, str | None):
         check_composition(composition)  # before the look-up: it may not even be hashable
-    if composition in registry.plans:
-        return registry.plans[composition]
+    if composition in gate.plans:
+        return gate.plans[composition]
     value = parse(composition) if isinstance(composition, str) else composition
     if value is not None:
-        for name in names(value):
-            registry.require(name)
+        _check_names(registry, value)
     heads = heads_of(inner)
-    plan = compile_plan(
-        value,
-        {key: tuple(site.names()) for key, site in registry.sites.items()},
-        heads.names() if heads is not None else (),
-    )
-    registry.plans[composition] = plan
+    plan = compile_plan(value, registry.held(), heads.names() if heads is not None else ())
+    if inner.get_output_embeddings() is not None:
+        for place in (place for one in registry.adapters.values() for place in one.places):
+            program = plan.programs.get(place.port.key)
+            if place.site == "embeddings" and program is not None and not program.invertible:
+                raise CompositionError(
+                    f"{value} mixes couplings by their outputs, which has no inverse, and this "
+                    f"{type(inner).__name__} needs one before its output embedding. Average "
+                    "over weights, or use the encoder without a masked-language head."
+                )
+    gate.plans[composition] = plan
     return plan
+
+
+def _check_names(registry: Registry, composition: Composition) -> None:
+    for name in names(composition):
+        registry.require(name)
+    fusions = {
+        name
+        for name, adapter in registry.adapters.items()
+        if any(isinstance(method, Fusion) for method in adapter.methods)
+    }
+    for node in nodes(composition):
+        if isinstance(node, str) and node in fusions:
+            raise CompositionError(
+                f"{node!r} is a fusion and acts on others only. Say which: Fuse(..., by={node!r})."
+            )
+        if isinstance(node, Fuse) and node.by not in fusions:
+            raise CompositionError(
+                f"{node.by!r} in {node} is no fusion. Add one: "
+                "adapterx.add(model, name, Fusion(like=...))."
+            )
+        if isinstance(node, Side) and not registry.sided:
+            raise CompositionError(
+                f"{node} is for encoder-decoders, and this model has one side. Leave Side out."
+            )
+
+
+def _check_untrained_means(composition: Composition | None, trainable: Collection[str]) -> None:
+    """Refuse to train what is averaged by weights: what is saved would not be what acted."""
+    for node in nodes(composition) if composition is not None else ():
+        if isinstance(node, Average) and node.over == "weights" and len(set(node.children)) > 1:
+            for name in node.children:
+                if name in trainable:
+                    raise CompositionError(
+                        f"{name!r} is trainable and part of {node}, a mean of weights: it would "
+                        "be trained as what it is not. Average over outputs, or freeze it first: "
+                        "adapterx.set_trainable(model, [])."
+                    )
 
 
 def activate(model: _Model, composition: Composition | None) -> _Model:
     """Say which adapters act from now on; the head of the last task in it answers.
 
+    Models around one encoder keep a setup each; the encoder itself runs what was activated last.
+
     Args:
         model: A model with adapters.
-        composition: A name, ``Stack(...)``, ``Scale(...)``, the text form of one, or None for the
-            plain base with its own head.
+        composition: A name, ``Stack(...)`` or another composition, the text form of one, or None
+            for the plain base with its own head.
 
     Returns:
         `model`. Which parameters train is not changed.
 
     Raises:
         UnknownNameError: If a name is not attached; what was active stays so.
-        CompositionError: If it is not a composition.
+        CompositionError: If it is not a composition, or cannot act on this model.
     """
     inner = unwrap(model)
     registry = registry_of(inner)
     if registry is None:
         if composition is None:
             return model
-        registry = Registry(inner.base_model)  # only to say that nothing is attached
-    plan = _plan(inner, registry, composition)
-    heads = heads_of(inner)
-    if heads is not None:
-        heads.show(inner, plan.head)
-    registry.switch.steps = plan.steps
-    registry.active = plan.composition
+        _check_names(Registry(inner.base_model), _value(composition))  # nothing is attached
+        return model
+    inner, registry, heads = _open(inner)
+    plan = _plan(inner, registry, heads.gate, composition)
+    if registry.switch.trainable:
+        _check_untrained_means(plan.composition, registry.switch.trainable)
+    heads.show(inner, plan)
+    if inner is inner.base_model:
+        for gate in registry.gates:
+            gate.plan = None
+    else:
+        heads.gate.plan = plan
+    registry.switch.default = Flow(plan)
     return model
 
 
+def _value(composition: Composition) -> Composition:
+    return parse(composition) if isinstance(composition, str) else check_composition(composition)
+
+
 @contextmanager
-def using(model: _Model, composition: Composition | None) -> Iterator[_Model]:
+def using(
+    model: _Model,
+    composition: Composition | EllipsisType | None = ...,
+    *,
+    lang: Choice | None = None,
+    target: Choice | None = None,
+    task: Choice | None = None,
+) -> Iterator[_Model]:
     """Activate a composition for a while; afterwards what was active before is so again.
 
-    With gradient checkpointing, run ``backward`` inside: checkpointed layers run again there.
+    Args:
+        model: A model with adapters.
+        composition: As `activate`; left out, what is active stays.
+        lang: What rows choose in every call inside, as in ``model(**batch, lang=...)``, for
+            callers that cannot pass it on (``pipeline``): one name for all rows, or one a row.
+        target: The same for the decoder's language.
+        task: The same for the task.
 
     Raises:
         UnknownNameError, CompositionError: As `activate`.
     """
     registry = registry_of(model)
-    before = registry.active if registry is not None else None
-    activate(model, composition)
+    before = active_on(model)
+    if composition is not ...:
+        activate(model, composition)
+    heads = heads_of(model)
+    gates = [] if registry is None or heads is None else [heads.gate, registry.gate]
+    given: dict[Axis, Choice] = {}
+    choices: dict[Axis, Choice | None] = {"lang": lang, "target": target, "task": task}
+    for axis, choice in choices.items():
+        if choice is not None:
+            given[axis] = choice
+    kept = [gate.given for gate in gates]
+    for gate in gates:
+        gate.given = given or gate.given
     try:
         yield model
     finally:
-        activate(model, before)
+        for gate, old in zip(gates, kept, strict=True):
+            gate.given = old
+        if composition is not ...:
+            activate(model, before)
 
 
 def set_trainable(model: _Model, names: str | Collection[str]) -> _Model:
@@ -296,7 +392,10 @@ def set_trainable(model: _Model, names: str | Collection[str]) -> _Model:
     registry = registry_of(inner) or Registry(inner.base_model)
     for name in wanted:
         registry.require(name)
+    for gate in registry.gates:
+        _check_untrained_means(gate.active.composition, wanted)
     inner.requires_grad_(False)
+    registry.switch.trainable = frozenset(wanted)
     for name in wanted:
         for _, module in adapter_modules(inner, name):
             module.requires_grad_(True)
@@ -331,18 +430,23 @@ def detach(model: _Model, name: str | None = None) -> _Model:
     inner = unwrap(model)
     registry = registry_of(inner)
     if registry is None and name is None:
+        _take_heads_off(inner)
         return model
     registry = registry or Registry(inner.base_model)
     if name is not None:
         registry.require(name)
-        if registry.active is not None and name in names(registry.active):
-            raise CompositionError(
-                f"{name!r} is part of what is active, {registry.active}. "
-                "Activate something else first: adapterx.activate(model, None)."
-            )
+        for gate in registry.gates:
+            active = gate.active.composition
+            if active is not None and name in names(active):
+                raise CompositionError(
+                    f"{name!r} is part of what is active, {active}. "
+                    "Activate something else first: adapterx.activate(model, None)."
+                )
         _take_off(inner, registry, name)
     else:
         activate(inner, None)
+        for gate in registry.gates:  # of other models around the same encoder
+            gate.plan = None
         for each in list(registry.adapters):
             _take_off(inner, registry, each)
     if not registry.adapters:
@@ -365,18 +469,25 @@ def _take_off(inner: PreTrainedModel, registry: Registry, name: str) -> None:
             if output is not None:
                 remove(output, site)
             del registry.sites[key]
-    registry.plans.clear()
+    registry.forget_plans()
 
 
 def _close(inner: PreTrainedModel, registry: Registry) -> None:
     """Take the registry and the heads off, and give the parameters their first flags back."""
-    encoder, heads = inner.base_model, heads_of(inner)
+    encoder = inner.base_model
     delattr(encoder, CHILD)
-    for owner in (inner, encoder):  # the adapters may have been added to the encoder itself
-        owner._modules.pop(HEADS, None)
-    if heads is not None:
-        _give_flags_back(inner, heads.frozen_before)
+    registry.gate.remove(encoder)
+    for owner in {inner, encoder}:  # the adapters may have been added to the encoder itself
+        _take_heads_off(owner)
     _give_flags_back(encoder, registry.frozen_before)
+
+
+def _take_heads_off(owner: PreTrainedModel) -> None:
+    heads = heads_of(owner)
+    if heads is not None:
+        heads.gate.remove(owner)
+        del owner._modules[HEADS]
+        _give_flags_back(owner, heads.frozen_before)
 
 
 def _give_flags_back(module: nn.Module, frozen: Collection[str]) -> None:

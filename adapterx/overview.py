@@ -8,7 +8,7 @@ from torch import nn
 
 from adapterx.composition import JsonValue, names
 from adapterx.methods import describe
-from adapterx.registry import adapter_modules, heads_of, registry_of, unwrap
+from adapterx.registry import active_on, adapter_modules, heads_of, registry_of, unwrap
 
 __all__ = ["Row", "Summary", "summary"]
 
@@ -103,7 +103,7 @@ def summary(model: nn.Module) -> Summary:
     title = f"{type(inner).__name__} ({config.model_type}, {config.num_hidden_layers} layers)"
     attached: set[int] = set()
     rows: list[Row] = []
-    active = registry.active if registry else None
+    active = active_on(inner)
     acting = set() if active is None else set(names(active))
     for name, adapter in registry.adapters.items() if registry else ():
         modules = adapter_modules(inner, name)

@@ -12,10 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adapterx.anatomy import anatomy_of, known_families
 from adapterx.attachment import attach
-from adapterx.composition import Composition
 from adapterx.errors import BaseModelError, ConfigError
 from adapterx.model import activate
-from adapterx.registry import registry_of, unwrap
+from adapterx.registry import active_on, unwrap
 
 __all__ = ["Prediction", "Text", "logits_of", "predict"]
 
@@ -135,8 +134,7 @@ def _attached(model: nn.Module, lang: str | None, task: str | None) -> Iterator[
     if lang is None and task is None:
         yield
         return
-    registry = registry_of(model)
-    before: Composition | None = registry.active if registry is not None else None
+    before = active_on(model)
     attach(model, lang=lang, task=task)
     try:
         yield

@@ -18,7 +18,8 @@ from adapterx.composition import Composition, JsonValue
 from adapterx.errors import BaseModelError, UnknownNameError, near_match
 from adapterx.heads import Heads
 from adapterx.methods import Method, MethodModule
-from adapterx.plan import Plan, Switch
+from adapterx.plan import Held
+from adapterx.routing import Gate, Switch
 from adapterx.sites import CHILD, Site
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Adapter",
     "Kind",
     "Registry",
+    "active_on",
     "adapter_modules",
     "heads_of",
     "registry_of",
@@ -69,13 +71,36 @@ class Registry:
         self.layers = len(encoder.get_submodule(self.anatomy.layers))
         self.switch = Switch()
         self.adapters: dict[str, Adapter] = {}
-        self.active: Composition | None = None
         self.sites: dict[str, Site] = {}
         # The flags a user had set before; `detach` gives them back.
         self.frozen_before = frozenset(
             name for name, parameter in encoder.named_parameters() if not parameter.requires_grad
         )
-        self.plans: dict[Composition | None, Plan] = {}
+        # The encoder's own gate, and one for every model around it.
+        self.gate = Gate(self.switch)
+        self.gates = [self.gate]
+
+    @property
+    def active(self) -> Composition | None:
+        """What was activated last, on whatever model around this encoder."""
+        return self.switch.default.plan.composition
+
+    @property
+    def sided(self) -> bool:
+        """Whether this is an encoder-decoder."""
+        return False
+
+    def held(self) -> dict[str, Held]:
+        """Return what stands at each site, for compiling a composition."""
+        return {
+            key: Held(None, {name: site.module_of(name) for name in site.names()})
+            for key, site in self.sites.items()
+        }
+
+    def forget_plans(self) -> None:
+        """Drop compiled compositions: what stands at the sites has changed."""
+        for gate in self.gates:
+            gate.plans.clear()
 
     def require(self, name: str) -> Adapter:
         """Return the adapter of that name.
@@ -121,6 +146,14 @@ def heads_of(model: nn.Module) -> Heads | None:
     """Return the heads of a model's tasks, None if nothing was attached."""
     heads = unwrap(model)._modules.get(HEADS)
     return heads if isinstance(heads, Heads) else None
+
+
+def active_on(model: nn.Module) -> Composition | None:
+    """Return what is active on a model, None for the plain base."""
+    registry, heads = registry_of(model), heads_of(model)
+    if heads is not None:
+        return heads.gate.active.composition
+    return None if registry is None else registry.active
 
 
 def adapter_modules(model: nn.Module, name: str) -> list[tuple[Place, MethodModule]]:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from adapterx.anatomy import Port
-from adapterx.methods import InvertibleModule, MethodModule
-from adapterx.plan import Switch
+from adapterx.methods import MethodModule
+from adapterx.plan import Program
+from adapterx.routing import Rows, Selector, Switch, unhook
 
 __all__ = ["CHILD", "Site", "install", "remove"]
 
@@ -25,8 +26,41 @@ CHILD: Final = "adapterx"
 _SIGN: Final = "@"
 
 
+class _Call:
+    """One call of a hooked module; what the steps of a plan act through."""
+
+    def __init__(
+        self, site: Site, hooked: nn.Module, source: Tensor | None, rows: Rows | None
+    ) -> None:
+        self.site = site
+        self.hooked = hooked
+        self.source = source
+        self.rows = rows
+
+    def module(self, name: str) -> MethodModule:
+        """Return the module of adapter `name` at this site."""
+        return self.site.module_of(name)
+
+    def read(self, state: Tensor) -> Tensor:
+        """Return what the adapters of this site read, for a state as earlier steps left it."""
+        return self.query(state) if self.source is None else self.source
+
+    def query(self, state: Tensor) -> Tensor:
+        """Return what a fusion at this site asks with, as wide as the state."""
+        if self.site.port.reads != "normed":
+            return state
+        # The layer's own norm, called without its hooks: this is one of them.
+        normed: Tensor = self.hooked.forward(state)
+        return normed
+
+    def at(self, rows: Selector) -> _Call:
+        """Return the same call for some of its rows."""
+        source = None if self.source is None else self.source[rows]
+        return _Call(self.site, self.hooked, source, self.rows)
+
+
 class Site(nn.Module):
-    """One place of the encoder where adapters may act; holds their modules and runs the steps."""
+    """One place of the encoder where adapters may act; holds their modules and runs a program."""
 
     def __init__(self, port: Port, switch: Switch) -> None:
         super().__init__()
@@ -52,49 +86,39 @@ class Site(nn.Module):
 
     def after(self, hooked: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         """Update the hooked module's output (a forward hook)."""
-        if self.port.key not in self.switch.steps:
+        flow = self.switch.flow()
+        program = flow.plan.programs.get(self.port.key)
+        if program is None:
             return None
-        source = inputs[0] if self.port.reads == "source" else None
+        call = _Call(self, hooked, inputs[0] if self.port.reads == "source" else None, flow.rows)
         if isinstance(output, tuple):
-            return (self._run(hooked, output[0], source), *output[1:])
+            return (program.run(call, output[0]), *output[1:])
         if self.port.part is None:
-            return self._run(hooked, output, source)
+            return program.run(call, output)
         index, count = self.port.part
         parts = list(output.chunk(count, dim=-1))
-        parts[index] = self._run(hooked, parts[index], source)
+        parts[index] = program.run(call, parts[index])
         return torch.cat(parts, dim=-1)
 
     def before(self, hooked: nn.Module, inputs: tuple[Any, ...]) -> Any:
         """Update one of the hooked module's inputs (a forward pre-hook)."""
-        if self.port.key not in self.switch.steps:
+        flow = self.switch.flow()
+        program = flow.plan.programs.get(self.port.key)
+        if program is None:
             return None
         at = self.port.updates
         assert isinstance(at, int)
-        state = self._run(hooked, inputs[at], inputs[at])
-        return (*inputs[:at], state, *inputs[at + 1 :])
+        call = _Call(self, hooked, inputs[at] if self.port.reads == "source" else None, flow.rows)
+        return (*inputs[:at], program.run(call, inputs[at]), *inputs[at + 1 :])
 
     def undo(self, hooked: nn.Module, inputs: tuple[Any, ...]) -> Any:
         """Undo invertible steps, last first, in front of the output embedding (a pre-hook)."""
-        state = inputs[0]
-        for name, strength in reversed(self.switch.steps.get(self.port.key, ())):
-            module = self.module_of(name)
-            if isinstance(module, InvertibleModule):
-                state = module.inverse(state, strength)
-        return (state, *inputs[1:])
-
-    def _run(self, hooked: nn.Module, state: Tensor, source: Tensor | None) -> Tensor:
-        """Apply the steps in force: ``state <- state + strength * update(what is read)``."""
-        for name, strength in self.switch.steps[self.port.key]:
-            if self.port.reads == "source":
-                read = source
-            elif self.port.reads == "normed":
-                # The layer's own norm, called without its hooks: this is one of them.
-                read = hooked.forward(state)
-            else:
-                read = state
-            update: Tensor = self.module_of(name)(read, strength)
-            state = state + update.to(state.dtype)
-        return state
+        flow = self.switch.flow()
+        program: Program | None = flow.plan.programs.get(self.port.key)
+        if program is None:
+            return None
+        call = _Call(self, hooked, None, flow.rows)
+        return (program.undo(call, inputs[0]), *inputs[1:])
 
 
 def install(hooked: nn.Module, port: Port, switch: Switch) -> Site:
@@ -116,9 +140,7 @@ def install(hooked: nn.Module, port: Port, switch: Switch) -> Site:
 
 def remove(hooked: nn.Module, site: Site) -> None:
     """Take a site's hooks, and the site itself where it is a child, off a module."""
-    for hooks in (hooked._forward_hooks, hooked._forward_pre_hooks):
-        for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is site]:
-            del hooks[key]
+    unhook(hooked, site)
     child = _child(site.port)
     if hooked._modules.get(child) is site:
         delattr(hooked, child)

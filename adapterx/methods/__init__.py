@@ -2,18 +2,23 @@
 
 A method is a frozen dataclass with four verbs: ``resolved(layers)`` fits it to a model's depth,
 ``places(anatomy, layers)`` says where its modules go, ``build(place, width_in, width_out)`` makes
-one, and the module's ``forward(hidden_states, strength)`` is the update that the site adds.
+one, and the module's ``forward(hidden_states, strength)`` is the update that the site adds. Its
+``settings`` say what besides the shapes of parameters makes two modules alike, and ``merged``
+returns the parameters of a weighted mean.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from torch import Tensor
 
 from adapterx.composition import JsonValue
 from adapterx.errors import ConfigError, near_match
 from adapterx.methods.bottleneck import Bottleneck, BottleneckModule
+from adapterx.methods.fusion import Fusion, FusionModule
 from adapterx.methods.invertible import Invertible, InvertibleModule
 from adapterx.methods.lora import LoRA, LoRAModule
 
@@ -22,23 +27,29 @@ __all__ = [
     "PRESETS",
     "Bottleneck",
     "BottleneckModule",
+    "Fusion",
+    "FusionModule",
     "Invertible",
     "InvertibleModule",
     "LoRA",
     "LoRAModule",
     "Method",
     "MethodModule",
+    "averages_with",
     "describe",
+    "merged",
     "method_from_json",
     "method_to_json",
     "methods_of",
+    "signature",
 ]
 
-Method: TypeAlias = Bottleneck | LoRA | Invertible
-MethodModule: TypeAlias = BottleneckModule | LoRAModule | InvertibleModule
+Method: TypeAlias = Bottleneck | LoRA | Invertible | Fusion
+MethodModule: TypeAlias = BottleneckModule | LoRAModule | InvertibleModule | FusionModule
 
 METHODS: Final[Mapping[str, type[Method]]] = {
     "bottleneck": Bottleneck,
+    "fusion": Fusion,
     "invertible": Invertible,
     "lora": LoRA,
 }
@@ -84,6 +95,31 @@ def methods_of(method: str | Method | Sequence[Method]) -> tuple[Method, ...]:
     return tuple(methods)
 
 
+def signature(module: MethodModule) -> Hashable:
+    """Return what two modules share that compute the same with other numbers."""
+    shapes = tuple(tuple(parameter.shape) for parameter in module.parameters())
+    return (type(module), shapes, module.settings)
+
+
+def averages_with(one: MethodModule, other: MethodModule) -> bool:
+    """Return whether a mean of the two modules' weights is a module."""
+    if isinstance(one, LoRAModule):  # the mean of two matrices, whatever their ranks
+        return isinstance(other, LoRAModule)
+    return not isinstance(one, FusionModule) and signature(one) == signature(other)
+
+
+def merged(modules: Sequence[MethodModule], weights: Sequence[float]) -> dict[str, Tensor]:
+    """Return the parameters of the weighted mean, for a call of the first module with them.
+
+    Args:
+        modules: Modules of one site, of which each `averages_with` the first.
+        weights: One a module.
+    """
+    first: Any = modules[0]
+    parameters: dict[str, Tensor] = first.merged(modules, weights)
+    return parameters
+
+
 def describe(methods: Sequence[Method]) -> str:
     """Return a short text for tables: class names and the settings that are not defaults."""
     return " + ".join(_describe(method) for method in methods)
@@ -104,10 +140,15 @@ def method_to_json(method: Method) -> dict[str, JsonValue]:
     """Return a method as JSON data: its name in `METHODS` and its fields."""
     name = next(name for name, kind in METHODS.items() if isinstance(method, kind))
     fields: dict[str, JsonValue] = {
-        field: list(value) if isinstance(value, tuple) else value
-        for field, value in dataclasses.asdict(method).items()
+        field.name: _to_json(getattr(method, field.name)) for field in dataclasses.fields(method)
     }
     return {"method": name, **fields}
+
+
+def _to_json(value: Any) -> JsonValue:
+    if isinstance(value, tuple):
+        return [_to_json(one) for one in value]
+    return method_to_json(value) if isinstance(value, Bottleneck | LoRA | Invertible) else value
 
 
 def method_from_json(data: JsonValue) -> Method:
@@ -120,14 +161,17 @@ def method_from_json(data: JsonValue) -> Method:
     if not isinstance(data, Mapping) or not isinstance(named, str) or named not in METHODS:
         raise ConfigError(f"{data!r} is no method (known: {', '.join(sorted(METHODS))}).")
     kind = METHODS[named]
-    fields = {name: value for name, value in data.items() if name != "method"}
+    fields: dict[str, Any] = {name: value for name, value in data.items() if name != "method"}
     known = {field.name for field in dataclasses.fields(kind)}
     unknown = sorted(set(fields) - known)
     if unknown:
         raise ConfigError(
             f"{kind.__name__} has no setting {unknown[0]!r} (known: {', '.join(sorted(known))})."
         )
+    like = fields.pop("like", None)
+    if isinstance(like, list):
+        fields["like"] = [method_from_json(one) for one in like]
     try:
-        return kind(**fields)  # type: ignore[arg-type]  # __post_init__ checks what JSON gave
+        return kind(**fields)  # __post_init__ checks what JSON gave
     except TypeError as error:
         raise ConfigError(f"A setting of {kind.__name__} has a wrong type: {error}.") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adapterx.anatomy import Anatomy, Place, Port, SubLayer
 from adapterx.errors import BaseModelError, ConfigError, ShapeError
 from adapterx.methods.layers import Layers, check_layers, left_out, listed
+from adapterx.methods.linear import Linear, mean_of_parameters
 
 __all__ = ["ACTIVATIONS", "Bottleneck", "BottleneckModule"]
 
@@ -143,9 +144,9 @@ class BottleneckModule(nn.Module):
 
     def __init__(self, hidden_size: int, width: int, method: Bottleneck) -> None:
         super().__init__()
-        self.down = nn.Linear(hidden_size, width)
+        self.down = Linear(hidden_size, width)
         self.activation = ACTIVATIONS[method.activation]()
-        self.up = nn.Linear(width, hidden_size)
+        self.up = Linear(width, hidden_size)
         self.dropout = nn.Dropout(method.dropout)
         self.factor = 1.0 if isinstance(method.scaling, str) else float(method.scaling)
         self.scaling = nn.Parameter(torch.ones(1)) if method.scaling == "learned" else None
@@ -154,7 +155,14 @@ class BottleneckModule(nn.Module):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def forward(self, hidden_states: Tensor, strength: float = 1.0) -> Tensor:
+    @property
+    def settings(self) -> Hashable:
+        """What besides the parameters' shapes makes two modules alike."""
+        return (type(self.activation), self.factor, self.dropout.p)
+
+    merged = staticmethod(mean_of_parameters)
+
+    def forward(self, hidden_states: Tensor, strength: float | Tensor = 1.0) -> Tensor:
         """Compute the update that the site adds.
 
         Returns ``strength * scaling * up(activation(down(hidden_states)))``, the adapter of MAD-X
@@ -163,7 +171,7 @@ class BottleneckModule(nn.Module):
         Args:
             hidden_states: What the site reads, ``(batch, sequence, hidden)``, any float dtype;
                 computed in the adapter's own dtype, float32 unless changed.
-            strength: Factor from the composition.
+            strength: Factor from the composition; with weights a row ``(batch, 1, 1)``.
 
         Returns:
             New tensor, shape and dtype of `hidden_states`; zeros before training. Padded
@@ -182,9 +190,10 @@ class BottleneckModule(nn.Module):
         inputs = hidden_states.to(self.down.weight.dtype)
         update: Tensor = self.up(self.activation(self.down(inputs)))
         factor = self.factor * strength
-        if factor != 1.0:
+        if isinstance(factor, Tensor) or factor != 1.0:
             update = update * factor
         if self.scaling is not None:
-            update = update * self.scaling
+            # One number, or one a row.
+            update = update * self.scaling.view(-1, *[1] * (update.dim() - 1))
         update = self.dropout(update)
         return update.to(hidden_states.dtype)

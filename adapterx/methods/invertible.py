@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from adapterx.anatomy import Anatomy, Place, Port
 from adapterx.errors import ConfigError
 from adapterx.methods.bottleneck import ACTIVATIONS
+from adapterx.methods.linear import Linear, mean_of_parameters
 
 __all__ = ["Invertible", "InvertibleModule"]
 
@@ -66,46 +67,48 @@ class InvertibleModule(nn.Module):
         self.F = _network(hidden_size - first, first, method)
         self.G = _network(first, hidden_size - first, method)
 
-    def forward(self, hidden_states: Tensor, strength: float = 1.0) -> Tensor:
-        """Compute the update that turns x into its coupling.
+    @property
+    def settings(self) -> Hashable:
+        """What besides the parameters' shapes makes two modules alike."""
+        return (type(self.F[1]),)
+
+    merged = staticmethod(mean_of_parameters)
+
+    def forward(
+        self, hidden_states: Tensor, strength: float | Tensor = 1.0, *, inverse: bool = False
+    ) -> Tensor:
+        """Compute the update that turns x into its coupling, or back.
 
         Args:
             hidden_states: x, ``(batch, sequence, hidden)``, any float dtype; computed in the
-                adapter's own dtype, float32 unless changed.
-            strength: Factor of F and G from the composition.
+                adapter's own dtype, float32 unless changed. With `inverse`, y.
+            strength: Factor of F and G from the composition; with weights a row
+                ``(batch, 1, 1)``.
+            inverse: Return the update that undoes the coupling of the same strength.
 
         Returns:
-            ``y - x``, new tensor, shape and dtype of `hidden_states`; zeros before training.
+            ``y - x``, or ``x - y``; new tensor, shape and dtype of `hidden_states`, zeros before
+            training.
         """
-        x1, x2 = self._halves(hidden_states)
-        update1 = strength * self.F(x2)
-        update2 = strength * self.G(x1 + update1)
+        states = hidden_states.to(next(self.F.parameters()).dtype)
+        first, second = states[..., : self.first], states[..., self.first :]
+        if inverse:
+            update2 = -strength * self.G(first)
+            update1 = -strength * self.F(second + update2)
+        else:
+            update1 = strength * self.F(second)
+            update2 = strength * self.G(first + update1)
         return torch.cat([update1, update2], dim=-1).to(hidden_states.dtype)
 
-    def inverse(self, hidden_states: Tensor, strength: float = 1.0) -> Tensor:
-        """Undo the coupling: return x for a given y.
-
-        Args:
-            hidden_states: y, ``(batch, sequence, hidden)``, any float dtype.
-            strength: The factor that the forward direction had.
-
-        Returns:
-            New tensor, shape and dtype of `hidden_states`.
-        """
-        y1, y2 = self._halves(hidden_states)
-        x2 = y2 - strength * self.G(y1)
-        x1 = y1 - strength * self.F(x2)
-        return torch.cat([x1, x2], dim=-1).to(hidden_states.dtype)
-
-    def _halves(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        states = hidden_states.to(next(self.F.parameters()).dtype)
-        return states[..., : self.first], states[..., self.first :]
+    def inverse(self, hidden_states: Tensor, strength: float | Tensor = 1.0) -> Tensor:
+        """Undo the coupling: return x for a given y, shape and dtype of `hidden_states`."""
+        return hidden_states + self(hidden_states, strength, inverse=True)
 
 
 def _network(width_in: int, width_out: int, method: Invertible) -> nn.Sequential:
     width = max(1, int(width_out / method.reduction))
-    last = nn.Linear(width, width_out)
+    last = Linear(width, width_out)
     # AdapterHub's coupling is random when new; ours is the identity, as every fresh adapter.
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(width_in, width), ACTIVATIONS[method.activation](), last)
+    return nn.Sequential(Linear(width_in, width), ACTIVATIONS[method.activation](), last)

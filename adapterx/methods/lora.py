@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+import torch
 from torch import Tensor, nn
 
 from adapterx.anatomy import PROJECTIONS, Anatomy, Place, Port
 from adapterx.errors import ConfigError, near_match
 from adapterx.methods.layers import Layers, check_layers, left_out, listed
+from adapterx.methods.linear import Linear
 
 __all__ = ["LoRA", "LoRAModule"]
 
@@ -69,8 +71,14 @@ class LoRA:
             raise ConfigError(f"rank is {self.rank!r} in LoRA. Set it to 1 or more.")
         if self.alpha is None:
             object.__setattr__(self, "alpha", float(self.rank))
-        if not isinstance(self.alpha, int | float) or not math.isfinite(self.alpha):
-            raise ConfigError(f"alpha is {self.alpha!r} in LoRA. Give a number, or None for rank.")
+        if (
+            not isinstance(self.alpha, int | float)
+            or not math.isfinite(self.alpha)
+            or self.alpha == 0
+        ):
+            raise ConfigError(
+                f"alpha is {self.alpha!r} in LoRA. Give a number other than 0, or None for rank."
+            )
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout!r} in LoRA. It lies in [0, 1).")
         if not isinstance(self.rslora, bool):
@@ -116,20 +124,42 @@ class LoRAModule(nn.Module):
 
     def __init__(self, width_in: int, width_out: int, method: LoRA) -> None:
         super().__init__()
-        self.lora_A = nn.Linear(width_in, method.rank, bias=False)
-        self.lora_B = nn.Linear(method.rank, width_out, bias=False)
+        self.lora_A = Linear(width_in, method.rank, bias=False)
+        self.lora_B = Linear(method.rank, width_out, bias=False)
         self.dropout = nn.Dropout(method.dropout)
         self.scale = method.scale
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
 
-    def forward(self, inputs: Tensor, strength: float = 1.0) -> Tensor:
+    @property
+    def settings(self) -> Hashable:
+        """What besides the parameters' shapes makes two modules alike."""
+        return (self.scale, self.dropout.p)
+
+    @staticmethod
+    def merged(modules: Sequence[LoRAModule], weights: Sequence[float]) -> dict[str, Tensor]:
+        """Return the parameters whose update matrix is the weighted sum of the modules'.
+
+        A mean of the factors would not be: the product of two means holds cross terms. The ranks
+        are put side by side instead, so they may differ.
+        """
+        first = modules[0].scale
+        wide = [
+            weight * module.scale / first * module.lora_B.weight
+            for module, weight in zip(modules, weights, strict=True)
+        ]
+        return {
+            "lora_A.weight": torch.cat([module.lora_A.weight for module in modules]),
+            "lora_B.weight": torch.cat(wide, dim=1),
+        }
+
+    def forward(self, inputs: Tensor, strength: float | Tensor = 1.0) -> Tensor:
         """Compute the update of the projection's output.
 
         Args:
             inputs: What the projection reads, ``(..., in)``, any float dtype; computed in the
                 adapter's own dtype, float32 unless changed.
-            strength: Factor from the composition.
+            strength: Factor from the composition; with weights a row ``(batch, 1, 1)``.
 
         Returns:
             New tensor ``(..., out)`` of the dtype of `inputs`; zeros before training.

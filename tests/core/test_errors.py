@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, GPT2Config
 
 import adapterx
-from adapterx import AdapterError, Bottleneck, Invertible, LoRA, Scale, Stack
+from adapterx import AdapterError, Average, Bottleneck, Invertible, LoRA, Scale, Stack
 from adapterx.composition import from_json, parse
 from adapterx.errors import (
     BaseModelError,
@@ -170,8 +170,8 @@ NO_COMPOSITIONS: dict[str, tuple[Any, type[AdapterError], list[str]]] = {
     "dict": ({"stack": ["sw"]}, CompositionError, ["no composition"]),
     "open": ("Stack(sw, nli", CompositionError, ["the end at character 13", "expected ')'"]),
     "closed": ("Stack(sw, nli))", CompositionError, ["')' at character 14"]),
-    "empty stack": ("Stack()", CompositionError, ["')' at character 6"]),
-    "unknown kind": ("Stak(sw, nli)", CompositionError, ["'Stak'", "Scale, Stack"]),
+    "empty average": ("Average()", CompositionError, ["Average() holds nothing"]),
+    "unknown kind": ("Stak(sw, nli)", CompositionError, ["'Stak'", "Scale, Side, Stack"]),
     "no factor": ("Scale(sw)", CompositionError, ["expected ','"]),
     "no number": ("Scale(sw, x)", CompositionError, ["'x' at character 10"]),
     "not finite": ("Scale(sw, nan)", CompositionError, ["nan", "finite"]),
@@ -200,13 +200,13 @@ def test_activate_and_using_refuse_what_they_cannot_do(
 @pytest.mark.parametrize(
     "make, fragments",
     [
-        (lambda: Stack(), ["Stack() holds nothing"]),
+        (lambda: Average(), ["Average() holds nothing"]),
         (lambda: Stack("a", 3), ["3 is no composition"]),
         (lambda: Stack(["a", "b"]), ["no composition"]),
         (lambda: Stack("a", None), ["None is no composition"]),
         (lambda: Stack("a b"), ["'a b' cannot name"]),
         (lambda: Scale("a b", 1), ["'a b' cannot name"]),
-        (lambda: Scale("a", "0.5"), ["'0.5' in Scale(a", "Give a number"]),
+        (lambda: Scale("a", "0.5"), ["factor in Scale(a", "'0.5'", "Give a number"]),
         (lambda: Scale("a", True), ["True"]),
         (lambda: Scale("a", None), ["None"]),
         (lambda: Scale("a", math.nan), ["nan", "finite"]),
@@ -217,7 +217,7 @@ def test_activate_and_using_refuse_what_they_cannot_do(
         (lambda: from_json(["a"]), ["['a']"]),
         (lambda: from_json({}), ["{}"]),
         (lambda: from_json({"stack": "ab"}), ["'ab'"]),
-        (lambda: from_json({"stack": []}), ["holds nothing"]),
+        (lambda: from_json({"average": [], "weights": [], "over": "weights"}), ["Average() holds"]),
         (lambda: from_json({"stack": ["a"], "scale": ["a", 1]}), ["JSON form"]),
         (lambda: from_json({"scale": ["a"]}), ["JSON form"]),
         (lambda: from_json({"scale": ["a", "1"]}), ["JSON form"]),

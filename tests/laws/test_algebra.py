@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import adapterx
 from adapterx import Scale, Stack
-from adapterx.composition import Composition, from_json, names, parse, strengths, to_json
+from adapterx.composition import Composition, from_json, parse, to_json
 from adapterx.errors import CompositionError
 
 NAMES = st.one_of(
@@ -69,25 +69,6 @@ def test_nested_stacks_are_one_stack(parts: list[Composition], data: st.DataObje
     nested = Stack(*parts[:cut], Stack(*parts[cut:]))
     assert nested == Stack(*parts)
     assert not any(isinstance(child, Stack) for child in nested.children)
-
-
-@given(COMPOSITIONS, COMPOSITIONS)
-def test_strengths_of_a_stack_are_those_of_its_parts_in_order(
-    one: Composition, other: Composition
-) -> None:
-    assert list(strengths(Stack(one, other))) == [*strengths(one), *strengths(other)]
-
-
-@given(COMPOSITIONS)
-def test_scale_by_one_has_the_strengths_of_its_child(composition: Composition) -> None:
-    assert list(strengths(Scale(composition, 1))) == list(strengths(composition))
-
-
-@given(COMPOSITIONS)
-def test_names_are_the_leaves_once_each(composition: Composition) -> None:
-    found = names(composition)
-    assert len(set(found)) == len(found)
-    assert set(found) == {name for name, _ in strengths(composition)}
 
 
 @pytest.mark.parametrize(
