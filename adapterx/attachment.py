@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from torch import nn
 
-from adapterx.composition import Composition, Scale, Stack, names, parse
+from adapterx.composition import (
+    Axis,
+    Composition,
+    PerExample,
+    Scale,
+    Side,
+    Stack,
+    is_name,
+    names,
+    parse,
+)
 from adapterx.errors import (
     AdapterError,
     CompositionError,
@@ -31,8 +42,9 @@ _Model = TypeVar("_Model", bound=nn.Module)
 def attach(
     model: _Model,
     *,
-    lang: str | None = None,
-    task: str | None = None,
+    lang: str | Sequence[str] | None = None,
+    target: str | Sequence[str] | None = None,
+    task: str | Sequence[str] | None = None,
     compose: Composition | None = None,
     store: str | Path | None = None,
     revision: str | None = None,
@@ -44,14 +56,20 @@ def attach(
     The task is stacked on the language, at the strength the language adapter was saved with. The
     language of a task's own labels needs no adapter; if there is one, it is used.
 
+    With a list of languages, or of tasks, every row of a batch chooses: ``attach(model,
+    lang=["sw", "yo", "en"], task="nli")`` and then ``model(**batch, lang=["yo", "sw", ...])``.
+
     Args:
         model: A Hugging Face model of a known family.
-        lang: A language's adapter by its name, tag or English name, a folder, or ``"user/repo"``.
-        task: A task's adapter by its name, a folder, or ``"user/repo"``.
-        compose: A composition of names in place of `lang` and `task`.
+        lang: A language's adapter by its name, tag or English name, a folder, or ``"user/repo"``;
+            or several.
+        target: Encoder-decoders: the language written, if it is not that read; then `lang` acts
+            in the encoder and `target` in the decoder. Or several.
+        task: A task's adapter by its name, a folder, or ``"user/repo"``; or several.
+        compose: A composition of names in place of `lang`, `target` and `task`.
         store: The store's folder; None for ``ADAPTERX_HOME``.
         revision: Branch, tag or commit on the Hub.
-        fallback: What to do where the language has no adapter: ``"error"``, or ``"none"``, the
+        fallback: What to do where a language has no adapter: ``"error"``, or ``"none"``, the
             task alone.
 
     Returns:
@@ -60,38 +78,65 @@ def attach(
     Raises:
         UnknownNameError: If a name is nowhere to be found; what there is is listed.
         BaseModelError: If it was trained for another base.
+        CompositionError: If the heads of several tasks differ in kind, or `target` is given for
+            a model without a decoder.
         ConfigError: If nothing is asked for, or too much.
     """
-    if (compose is None) == (lang is None and task is None):
+    if (compose is None) == (lang is None and target is None and task is None):
         raise ConfigError("attach needs lang or task (or both), or compose alone.")
     if fallback not in ("error", "none"):
         raise ConfigError(f"fallback is {fallback!r} in attach. Use 'error' or 'none'.")
     before = set(_attached(model))
+    found = _Finder(model, store, revision)
     try:
         if compose is not None:
             composition = parse(compose) if isinstance(compose, str) else compose
             for name in names(composition):
-                _ensure(model, name, None, store, revision)
+                found.adapter(name, None)
         else:
-            parts: list[Composition] = []
-            head = None if task is None else _ensure(model, task, "task", store, revision)
-            if lang is not None:
-                try:
-                    adapter = _ensure(model, lang, "language", store, revision)
-                except UnknownNameError:
-                    if head is None or (fallback == "error" and not _is_tag(lang, head.language)):
-                        raise
-                else:
-                    full = adapter.strength == 1
-                    parts.append(adapter.name if full else Scale(adapter.name, adapter.strength))
-            if head is not None:
-                parts.append(head.name)
-            composition = parts[0] if len(parts) == 1 else Stack(*parts)
+            asked = _listed(task, "task")
+            heads = [found.adapter(name, "task") for name in asked]
+            tasks = {
+                _key(name, head.name): head.name for name, head in zip(asked, heads, strict=True)
+            }
+            bare = fallback == "none" and bool(heads)
+            parts = [
+                found.languages(lang, "lang", heads, bare),
+                found.languages(target, "target", heads, bare),
+                _chosen(task, tasks, "task"),
+            ]
+            if target is not None:
+                parts[:2] = [Side(parts[0], "encoder"), Side(parts[1], "decoder")]
+            stack = Stack(*parts)
+            composition = stack.children[0] if len(stack.children) == 1 else stack
         return activate(model, composition)
     except AdapterError:
         for name in set(_attached(model)) - before:
             detach(model, name)
         raise
+
+
+def _listed(value: str | Sequence[str] | None, axis: Axis) -> list[str]:
+    if value is None:
+        return []
+    values = [value] if isinstance(value, str) else list(value)
+    if not values or not all(isinstance(one, str) for one in values):
+        raise ConfigError(f"{axis} is {value!r} in attach. Give a name, or a list of names.")
+    return values
+
+
+def _chosen(
+    value: str | Sequence[str] | None, parts: Mapping[str, Composition], axis: Axis
+) -> Composition:
+    """Return the only part of a name; for a list the choice of each row between its parts."""
+    if value is None:
+        return Stack()
+    return next(iter(parts.values())) if isinstance(value, str) else PerExample(parts, by=axis)
+
+
+def _key(name: str, other: str) -> str:
+    """Return what rows are named: as here, but a folder or a repository by what is in it."""
+    return name if is_name(name) else other
 
 
 def _is_tag(language: str, tag: str | None) -> bool:
@@ -106,44 +151,80 @@ def _attached(model: nn.Module) -> dict[str, Adapter]:
     return {} if registry is None else registry.adapters
 
 
-def _ensure(
-    model: nn.Module, name: str, kind: Kind | None, store: str | Path | None, revision: str | None
-) -> Adapter:
-    """Return the adapter, loaded onto the model if it is not there yet."""
-    if Path(name).is_dir() or is_repo_id(name):
-        before = set(_attached(model))
-        load(model, name, revision=revision)
-        (loaded,) = set(_attached(model)) - before
-        adapter = _attached(model)[loaded]
-        if kind is not None and adapter.kind != kind:
-            detach(model, loaded)
-            raise CompositionError(
-                f"{name!r} holds a {adapter.kind} adapter, not a {kind} adapter."
-            )
-        return adapter
-    wanted = [name]
-    if kind == "language" and name not in _attached(model):
-        try:
-            tag = standard_tag(name)
-        except UnknownNameError as error:
-            if find(name, base_of(_known(model)), kind=kind, store=store) is None:
-                raise _unknown(model, name, kind, store) from error
-        else:
-            wanted += [tag] if tag != name else []
-    for each in wanted:
-        for adapter in _attached(model).values():
-            if kind in (None, adapter.kind) and (
-                each == adapter.name or (kind == "language" and each == adapter.language)
-            ):
-                return adapter
-    for each in wanted:
-        folder = find(each, base_of(_known(model)), kind=kind, store=store)
-        if folder is not None:
-            before = set(_attached(model))
-            load(model, folder)
-            (loaded,) = set(_attached(model)) - before
-            return _attached(model)[loaded]
-    raise _unknown(model, name, kind, store)
+class _Finder:
+    """Looks for adapters on a model, in the store and on the Hub, and loads what is missing."""
+
+    def __init__(self, model: nn.Module, store: str | Path | None, revision: str | None) -> None:
+        self.model = model
+        self.store = store
+        self.revision = revision
+
+    def languages(
+        self,
+        value: str | Sequence[str] | None,
+        axis: Axis,
+        heads: Sequence[Adapter],
+        bare: bool,
+    ) -> Composition:
+        """Return what acts for a language, or for each of several by the row.
+
+        Args:
+            value: What `attach` was given.
+            axis: By what rows choose.
+            heads: The tasks; the languages of their labels need no adapter.
+            bare: Whether no other language needs one either.
+        """
+        parts: dict[str, Composition] = {}
+        for name in _listed(value, axis):
+            try:
+                adapter = self.adapter(name, "language")
+            except UnknownNameError:
+                if not bare and not any(_is_tag(name, head.language) for head in heads):
+                    raise
+                parts[_key(name, standard_tag(name))] = Stack()
+            else:
+                full = adapter.strength == 1
+                part = adapter.name if full else Scale(adapter.name, adapter.strength)
+                parts[_key(name, adapter.name)] = part
+        return _chosen(value, parts, axis)
+
+    def adapter(self, name: str, kind: Kind | None) -> Adapter:
+        """Return the adapter, loaded onto the model if it is not there yet."""
+        model, store = self.model, self.store
+        if Path(name).is_dir() or is_repo_id(name):
+            adapter = self._loaded(name)
+            if kind is not None and adapter.kind != kind:
+                detach(model, adapter.name)
+                raise CompositionError(
+                    f"{name!r} holds a {adapter.kind} adapter, not a {kind} adapter."
+                )
+            return adapter
+        wanted = [name]
+        if kind == "language" and name not in _attached(model):
+            try:
+                tag = standard_tag(name)
+            except UnknownNameError as error:
+                if find(name, base_of(_known(model)), kind=kind, store=store) is None:
+                    raise _unknown(model, name, kind, store) from error
+            else:
+                wanted += [tag] if tag != name else []
+        for each in wanted:
+            for adapter in _attached(model).values():
+                if kind in (None, adapter.kind) and (
+                    each == adapter.name or (kind == "language" and each == adapter.language)
+                ):
+                    return adapter
+        for each in wanted:
+            folder = find(each, base_of(_known(model)), kind=kind, store=store)
+            if folder is not None:
+                return self._loaded(folder)
+        raise _unknown(model, name, kind, store)
+
+    def _loaded(self, source: str | Path) -> Adapter:
+        before = set(_attached(self.model))
+        load(self.model, source, revision=self.revision)
+        (loaded,) = set(_attached(self.model)) - before
+        return _attached(self.model)[loaded]
 
 
 def _known(model: nn.Module) -> nn.Module:

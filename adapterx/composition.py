@@ -33,6 +33,7 @@ __all__ = [
     "choices",
     "expand",
     "from_json",
+    "is_name",
     "names",
     "nodes",
     "parse",
@@ -52,6 +53,11 @@ _TOKEN: Final = re.compile(r"\s*([(),:;]|[^\s(),:;]+)")
 _MOST_OUTPUTS: Final = 1024
 
 
+def is_name(value: object) -> bool:
+    """Return whether `value` can name an adapter."""
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
 def check_name(name: str) -> str:
     """Return `name` if it can name an adapter.
 
@@ -59,7 +65,7 @@ def check_name(name: str) -> str:
         CompositionError: If it is empty or holds anything but letters, digits, ``-`` and ``_``;
             dots and slashes would collide with module paths and folders.
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not is_name(name):
         raise CompositionError(
             f"{name!r} cannot name an adapter. "
             "Use letters, digits, '-' and '_', beginning with a letter or digit."

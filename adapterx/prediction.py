@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias, TypedDict
 
@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adapterx.anatomy import anatomy_of, known_families
 from adapterx.attachment import attach
-from adapterx.errors import BaseModelError, ConfigError
+from adapterx.composition import Axis
+from adapterx.errors import BaseModelError, ConfigError, ShapeError
 from adapterx.model import activate
-from adapterx.registry import active_on, unwrap
+from adapterx.registry import active_on, heads_of, unwrap
 
 __all__ = ["Prediction", "Text", "logits_of", "predict"]
 
@@ -41,8 +42,8 @@ def predict(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[Text],
     *,
-    lang: str | None = None,
-    task: str | None = None,
+    lang: str | Sequence[str] | None = None,
+    task: str | Sequence[str] | None = None,
     batch_size: int = 32,
     progress: bool = False,
 ) -> list[Prediction]:
@@ -52,8 +53,8 @@ def predict(
         model: A sequence-classification model, with adapters or without.
         tokenizer: The encoder's tokenizer.
         texts: Texts, or pairs of texts.
-        lang: Language to attach for this call; None for what is active.
-        task: Task to attach for this call; None for what is active.
+        lang: Language to attach for this call, or one for each text; None for what is active.
+        task: Task to attach for this call, or one for each text; None for what is active.
         batch_size: Rows per forward pass, at least 1; texts of like length share a batch.
         progress: Show a progress bar on stderr.
 
@@ -63,15 +64,36 @@ def predict(
 
     Raises:
         ConfigError: If `texts` is one string, or `batch_size` is below 1.
+        ShapeError: If there are not as many languages or tasks as texts.
         BaseModelError: If the model gives no class logits.
         UnknownNameError: As `adapterx.attach`.
     """
     if isinstance(texts, str):
         raise ConfigError("texts is one string in predict. Give a list: predict(…, [text]).")
+    rows: dict[Axis, Sequence[str]] = {}
+    choices: dict[Axis, str | Sequence[str] | None] = {"lang": lang, "task": task}
+    for axis, choice in choices.items():
+        if choice is not None and not isinstance(choice, str):
+            if len(choice) != len(texts):
+                raise ShapeError(
+                    f"{axis} has {len(choice)} entries for {len(texts)} texts in predict. Pass "
+                    f"one {axis} per text, or one for all."
+                )
+            rows[axis] = choice
+    if not texts:
+        return []
     with _attached(model, lang, task):
-        logits = logits_of(model, tokenizer, texts, batch_size=batch_size, progress=progress)
-        config = unwrap(model).config
-        return [_answer(row, config.id2label, config.problem_type) for row in logits]
+        logits = logits_of(
+            model, tokenizer, texts, rows=rows, batch_size=batch_size, progress=progress
+        )
+        config, heads = unwrap(model).config, heads_of(model)
+        if "task" not in rows or heads is None:
+            return [_answer(row, config.id2label, config.problem_type) for row in logits]
+        facts = [heads.labels[name] for name in rows["task"]]
+        return [
+            _answer(row[: len(own.names)], dict(enumerate(own.names)), own.problem)
+            for row, own in zip(logits, facts, strict=True)
+        ]
 
 
 def logits_of(
@@ -79,6 +101,7 @@ def logits_of(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[Text],
     *,
+    rows: Mapping[Axis, Sequence[str]] | None = None,
     batch_size: int = 32,
     progress: bool = False,
 ) -> Tensor:
@@ -88,6 +111,7 @@ def logits_of(
         model: A sequence-classification model.
         tokenizer: The encoder's tokenizer.
         texts: Texts, or pairs of texts.
+        rows: What each text chooses, where the setup lets rows choose.
         batch_size: Rows per forward pass, at least 1.
         progress: Show a progress bar on stderr.
 
@@ -103,7 +127,7 @@ def logits_of(
     inner = unwrap(model)
     device = next(inner.parameters()).device
     order = sorted(range(len(texts)), key=lambda index: _length(texts[index]), reverse=True)
-    rows: list[Tensor] = [torch.empty(0)] * len(texts)
+    answers: list[Tensor] = [torch.empty(0)] * len(texts)
     training = inner.training
     inner.eval()
     try:
@@ -116,6 +140,8 @@ def logits_of(
                     max_length=_max_length(tokenizer, inner),
                     return_tensors="pt",
                 ).to(device)
+                for axis, choice in (rows or {}).items():
+                    batch[axis] = [choice[index] for index in chosen]
                 logits = getattr(model(**batch), "logits", None)
                 if not isinstance(logits, Tensor) or logits.dim() != 2:
                     raise BaseModelError(
@@ -123,23 +149,30 @@ def logits_of(
                         "sequence-classification class."
                     )
                 for index, row in zip(chosen, logits.float().cpu(), strict=True):
-                    rows[index] = row
+                    answers[index] = row
     finally:
         inner.train(training)
-    return torch.stack(rows) if rows else torch.empty(0, inner.config.num_labels)
+    return torch.stack(answers) if answers else torch.empty(0, inner.config.num_labels)
 
 
 @contextmanager
-def _attached(model: nn.Module, lang: str | None, task: str | None) -> Iterator[None]:
+def _attached(
+    model: nn.Module, lang: str | Sequence[str] | None, task: str | Sequence[str] | None
+) -> Iterator[None]:
     if lang is None and task is None:
         yield
         return
     before = active_on(model)
-    attach(model, lang=lang, task=task)
+    attach(model, lang=_each(lang), task=_each(task))
     try:
         yield
     finally:
         activate(model, before)
+
+
+def _each(choice: str | Sequence[str] | None) -> str | Sequence[str] | None:
+    """Return the different ones of a choice a text."""
+    return choice if choice is None or isinstance(choice, str) else list(dict.fromkeys(choice))
 
 
 def _length(text: Text) -> int:
