@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from adapterx.anatomy import Anatomy, SubLayer, anatomy_of, register_anatomy
     from adapterx.attachment import attach
     from adapterx.composition import Scale, Stack
     from adapterx.errors import AdapterError
@@ -29,21 +30,25 @@ __version__ = "0.1.0"
 
 _HOME: Final = {
     "AdapterError": "adapterx.errors",
+    "Anatomy": "adapterx.anatomy",
     "Bottleneck": "adapterx.methods.bottleneck",
     "Invertible": "adapterx.methods.invertible",
     "LoRA": "adapterx.methods.lora",
     "MeanPoolingForSequenceClassification": "adapterx.pooling",
     "Scale": "adapterx.composition",
     "Stack": "adapterx.composition",
+    "SubLayer": "adapterx.anatomy",
     "Summary": "adapterx.overview",
     "activate": "adapterx.model",
     "add": "adapterx.model",
+    "anatomy_of": "adapterx.anatomy",
     "attach": "adapterx.attachment",
     "detach": "adapterx.model",
     "load": "adapterx.store",
     "predict": "adapterx.prediction",
     "pull": "adapterx.store",
     "push": "adapterx.store",
+    "register_anatomy": "adapterx.anatomy",
     "save": "adapterx.store",
     "set_trainable": "adapterx.model",
     "summary": "adapterx.overview",
@@ -52,21 +57,25 @@ _HOME: Final = {
 
 __all__ = [
     "AdapterError",
+    "Anatomy",
     "Bottleneck",
     "Invertible",
     "LoRA",
     "MeanPoolingForSequenceClassification",
     "Scale",
     "Stack",
+    "SubLayer",
     "Summary",
     "activate",
     "add",
+    "anatomy_of",
     "attach",
     "detach",
     "load",
     "predict",
     "pull",
     "push",
+    "register_anatomy",
     "save",
     "set_trainable",
     "summary",

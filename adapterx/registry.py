@@ -28,6 +28,7 @@ __all__ = [
     "Kind",
     "Registry",
     "adapter_modules",
+    "anatomy_in",
     "heads_of",
     "registry_of",
     "unwrap",
@@ -65,8 +66,7 @@ class Registry:
     """What is attached to one encoder: adapters, sites, the setup in force."""
 
     def __init__(self, encoder: PreTrainedModel) -> None:
-        self.anatomy: Anatomy = anatomy_of(encoder.config.model_type)
-        self.layers = len(encoder.get_submodule(self.anatomy.layers))
+        self.anatomy, self.depths = anatomy_in(encoder)
         self.switch = Switch()
         self.adapters: dict[str, Adapter] = {}
         self.active: Composition | None = None
@@ -91,6 +91,18 @@ class Registry:
                 "Otherwise load it first: adapterx.load(model, folder)."
             )
         return self.adapters[name]
+
+
+def anatomy_in(encoder: PreTrainedModel) -> tuple[Anatomy, tuple[int, ...]]:
+    """Return the anatomy of an encoder, and the number of layers of each of its sides.
+
+    Raises:
+        BaseModelError: If its family is not known.
+    """
+    modules = dict(encoder.named_modules())
+    anatomy = anatomy_of(encoder.config.model_type, modules.keys())
+    lists: list[Any] = [modules.get(part.layers) for _, part in anatomy.sides()]
+    return anatomy, tuple(len(layers) for layers in lists if layers is not None)
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
