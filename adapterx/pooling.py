@@ -54,7 +54,10 @@ class MeanPoolingForSequenceClassification(PreTrainedModel):
                 "decoder too. Use the family's own …ForSequenceClassification."
             )
         without = {"add_pooling_layer": False} if anatomy.pooler else {}
-        self.base = AutoModel.from_config(config, **without)
+        # What this class can do, the encoder inside may not; transformers asked this class only.
+        sdpa = AutoModel._model_mapping[type(config)]._supports_sdpa
+        eager = {} if sdpa else {"attn_implementation": "eager"}
+        self.base = AutoModel.from_config(config, **without, **eager)
         dropout = getattr(config, "classifier_dropout", None)
         self.dropout = nn.Dropout(0.1 if dropout is None else dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)

@@ -103,7 +103,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 METHODS: dict[str, Any] = {
     **{name: name for name in PRESETS},
     "learned scaling": Bottleneck(scaling="learned", layers="upper half", activation="gelu"),
-    "reduction per layer": Bottleneck(placement="double", reduction=(2, 40)),
+    "reduction per layer": Bottleneck(placement="double", reduction=(2, 40), activation="tanh"),
     "invertible": Invertible(reduction=3, activation="leaky_relu"),
     "lora everywhere": LoRA(targets="all", rank=3, alpha=7, rslora=True),
     "bottleneck and lora": [Bottleneck(placement="parallel"), LoRA(targets="attention", rank=2)],

@@ -35,8 +35,8 @@ def _answers(model: Any, batch: dict[str, Tensor]) -> list[Tensor]:
 
 def _padded(batch: dict[str, Tensor], more: int) -> dict[str, Tensor]:
     return {
-        "input_ids": functional.pad(batch["input_ids"], (0, more), value=PADDING),
-        "attention_mask": functional.pad(batch["attention_mask"], (0, more)),
+        key: functional.pad(value, (0, more), value=0 if "mask" in key else PADDING)
+        for key, value in batch.items()
     }
 
 
