@@ -19,7 +19,7 @@ def _model(build, fill, family: str, kind: str, method: Any, **settings: Any) ->
     model = build(family, kind, **settings)
     adapterx.add(model, "lower", "seq_bn_inv", kind="language", language="sw")
     adapterx.add(model, "upper", method)
-    fill(model)
+    fill(model, size=0.2)
     return adapterx.activate(model, COMPOSITION)
 
 
