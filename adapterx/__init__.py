@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from adapterx.anatomy import Anatomy, SubLayer, anatomy_of, register_anatomy
     from adapterx.attachment import attach
     from adapterx.composition import Average, Fuse, Parallel, PerExample, Scale, Side, Stack
     from adapterx.errors import AdapterError
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 _HOME: Final = {
     "AdapterError": "adapterx.errors",
+    "Anatomy": "adapterx.anatomy",
     "Average": "adapterx.composition",
     "Bottleneck": "adapterx.methods.bottleneck",
     "Fuse": "adapterx.composition",
@@ -42,15 +44,18 @@ _HOME: Final = {
     "Scale": "adapterx.composition",
     "Side": "adapterx.composition",
     "Stack": "adapterx.composition",
+    "SubLayer": "adapterx.anatomy",
     "Summary": "adapterx.overview",
     "activate": "adapterx.model",
     "add": "adapterx.model",
+    "anatomy_of": "adapterx.anatomy",
     "attach": "adapterx.attachment",
     "detach": "adapterx.model",
     "load": "adapterx.store",
     "predict": "adapterx.prediction",
     "pull": "adapterx.store",
     "push": "adapterx.store",
+    "register_anatomy": "adapterx.anatomy",
     "save": "adapterx.store",
     "set_trainable": "adapterx.model",
     "summary": "adapterx.overview",
@@ -59,6 +64,7 @@ _HOME: Final = {
 
 __all__ = [
     "AdapterError",
+    "Anatomy",
     "Average",
     "Bottleneck",
     "Fuse",
@@ -71,15 +77,18 @@ __all__ = [
     "Scale",
     "Side",
     "Stack",
+    "SubLayer",
     "Summary",
     "activate",
     "add",
+    "anatomy_of",
     "attach",
     "detach",
     "load",
     "predict",
     "pull",
     "push",
+    "register_anatomy",
     "save",
     "set_trainable",
     "summary",

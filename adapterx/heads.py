@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from adapterx.anatomy import Anatomy
 from adapterx.errors import BaseModelError, CompositionError, ConfigError
 from adapterx.plan import Plan
 from adapterx.routing import Gate, Rows, Selector
@@ -46,20 +47,24 @@ class Labels:
     problem: Problem | None = None
 
 
-def head_places(model: PreTrainedModel, pooler: str | None) -> dict[str, nn.Module]:
+def head_places(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, nn.Module]:
     """Return the modules that make up a model's head: name of the place → parent module.
 
-    They are the children with parameters that stand beside the encoder, and the encoder's
-    pooler. A bare encoder has none; nor has a model with an output embedding, which is tied to
-    the encoder's and stays what it is.
+    They are the children with parameters that stand beside the encoder (or beside its `parts`,
+    where a class with a head is its own base model), and the encoder's pooler. A bare encoder has
+    none; nor has a model with an output embedding, which is tied to the encoder's and stays what
+    it is.
     """
-    encoder = model.base_model
-    if model is encoder or model.get_output_embeddings() is not None:
+    encoder, pooler = model.base_model, anatomy.pooler
+    alone = model is encoder and not anatomy.parts
+    if alone or model.get_output_embeddings() is not None:
         return {}
     places: dict[str, nn.Module] = {
         name: model
         for name, child in model.named_children()
-        if child is not encoder and next(child.parameters(), None) is not None
+        if child is not encoder
+        and not (model is encoder and name in anatomy.parts)
+        and next(child.parameters(), None) is not None
     }
     if pooler is not None and isinstance(getattr(encoder, pooler, None), nn.Module):
         places[pooler] = encoder
@@ -74,11 +79,11 @@ class Heads(nn.Module):
 
     OWN: Final = ""
 
-    def __init__(self, model: PreTrainedModel, pooler: str | None, gate: Gate) -> None:
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, gate: Gate) -> None:
         super().__init__()
         self.gate = gate
-        self.pooler = pooler
-        self.places = tuple(head_places(model, pooler))
+        self.places = tuple(head_places(model, anatomy))
+        self.pooler = anatomy.pooler
         self.labels: dict[str, Labels] = {self.OWN: _read_labels(model)}
         self.entries: dict[str, dict[str, Any]] = {}
         self.shown: tuple[str, ...] = (self.OWN,)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import EllipsisType
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from adapterx.composition import (
     parse,
 )
 from adapterx.errors import (
+    BaseModelError,
     CompositionError,
     ConfigError,
 )
@@ -61,6 +62,7 @@ __all__ = [
 ]
 
 _Model = TypeVar("_Model", bound=nn.Module)
+_WIDTH: Final = "hidden_size"
 
 
 def _open(model: nn.Module) -> tuple[PreTrainedModel, Registry, Heads]:
@@ -78,7 +80,7 @@ def _open(model: nn.Module) -> tuple[PreTrainedModel, Registry, Heads]:
             gate = Gate(registry.switch)
             gate.install(inner)
             registry.gates.append(gate)
-        heads = Heads(inner, registry.anatomy.pooler, gate)
+        heads = Heads(inner, registry.anatomy, gate)
         inner.register_module(HEADS, heads)
     return inner, registry, heads
 
@@ -171,7 +173,9 @@ def insert(
             raise ConfigError(
                 f"kind is {adapter.kind!r} for adapter {name!r}. Use 'language' or 'task'."
             )
-        methods = tuple(method.resolved(registry.layers) for method in adapter.methods)
+        methods = tuple(
+            method.resolved(registry.anatomy, registry.depths) for method in adapter.methods
+        )
         built = list(_build(inner, registry, methods))
         if tensors is not None:
             fill(
@@ -189,10 +193,10 @@ def insert(
         raise
     encoder = inner.base_model
     for place, module in built:
-        site = install(encoder.get_submodule(place.port.module), place.port, registry.switch)
+        site = install(encoder, place.port, registry.switch)
         site.put(name, module)
         registry.sites[place.port.key] = site
-        output = inner.get_output_embeddings() if place.site == "embeddings" else None
+        output = inner.get_output_embeddings() if place.undone else None
         if output is not None and not _hooked_by(output, site):
             output.register_forward_pre_hook(site.undo)
     places = tuple(place for place, _ in built)
@@ -205,20 +209,41 @@ def _build(
     model: PreTrainedModel, registry: Registry, methods: Sequence[Method]
 ) -> Iterator[tuple[Place, MethodModule]]:
     encoder = model.base_model
-    hidden = encoder.config.hidden_size
+    config, anatomy = encoder.config, registry.anatomy
     device = next(encoder.parameters()).device
     for method in methods:
-        for place in method.places(registry.anatomy, registry.layers):
+        for place in method.places(anatomy, registry.depths):
             hooked = encoder.get_submodule(place.port.module)
+            hidden = getattr(config, anatomy.embedding_size if place.layer is None else _WIDTH)
             width_in = getattr(hooked, "in_features", hidden)
             width_out = getattr(hooked, "out_features", hidden)
             if place.port.part is not None:
                 width_out //= place.port.part[1]
+            if place.undone:
+                _check_output(model, width_out)
             module = method.build(place, width_in, width_out)
             own = next(hooked.parameters(), None)
             # Float32 on a half-precision base, beside the module it acts on (device_map).
             module.to(device=device if own is None else own.device, dtype=torch.float32)
             yield place, module.requires_grad_(False).train(model.training)
+
+
+def _check_output(model: PreTrainedModel, width: int) -> None:
+    """Refuse a coupling that the output embedding of a language model cannot undo.
+
+    Raises:
+        BaseModelError: If that reads another width than the embeddings give, or is none.
+    """
+    output = model.get_output_embeddings()
+    if output is None:
+        return
+    sizes = (getattr(output, "in_features", None), getattr(output, "out_features", None))
+    if sizes != (width, model.config.vocab_size):
+        raise BaseModelError(
+            f"Invertible does not fit {type(model).__name__}: its embeddings are {width} wide, its "
+            f"output embedding maps {sizes[0]} to {sizes[1]}, so the coupling cannot be undone "
+            "there. Leave Invertible out."
+        )
 
 
 def _hooked_by(module: nn.Module, site: Site) -> bool:
@@ -243,7 +268,7 @@ def _plan(
     if inner.get_output_embeddings() is not None:
         for place in (place for one in registry.adapters.values() for place in one.places):
             program = plan.programs.get(place.port.key)
-            if place.site == "embeddings" and program is not None and not program.invertible:
+            if place.undone and program is not None and not program.invertible:
                 raise CompositionError(
                     f"{value} mixes couplings by their outputs, which has no inverse, and this "
                     f"{type(inner).__name__} needs one before its output embedding. Average "
@@ -464,10 +489,8 @@ def _take_off(inner: PreTrainedModel, registry: Registry, name: str) -> None:
         site = registry.sites[key]
         site.drop(name)
         if next(site.names(), None) is None:
-            remove(encoder.get_submodule(place.port.module), site)
             output = inner.get_output_embeddings()
-            if output is not None:
-                remove(output, site)
+            remove(encoder, site, *([] if output is None else [output]))
             del registry.sites[key]
     registry.forget_plans()
 

@@ -17,6 +17,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from adapterx.anatomy import anatomy_of
+from adapterx.errors import BaseModelError
 
 __all__ = ["MeanPoolingForSequenceClassification"]
 
@@ -46,8 +47,17 @@ class MeanPoolingForSequenceClassification(PreTrainedModel):
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        without = {"add_pooling_layer": False} if anatomy_of(config.model_type).pooler else {}
-        self.base = AutoModel.from_config(config, **without)
+        anatomy = anatomy_of(config.model_type)
+        if anatomy.decoder is not None:
+            raise BaseModelError(
+                f"{type(self).__name__} reads an encoder alone; {config.model_type!r} has a "
+                "decoder too. Use the family's own …ForSequenceClassification."
+            )
+        without = {"add_pooling_layer": False} if anatomy.pooler else {}
+        # What this class can do, the encoder inside may not; transformers asked this class only.
+        sdpa = AutoModel._model_mapping[type(config)]._supports_sdpa
+        eager = {} if sdpa else {"attn_implementation": "eager"}
+        self.base = AutoModel.from_config(config, **without, **eager)
         dropout = getattr(config, "classifier_dropout", None)
         self.dropout = nn.Dropout(0.1 if dropout is None else dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)

@@ -30,6 +30,7 @@ __all__ = [
     "Registry",
     "active_on",
     "adapter_modules",
+    "anatomy_in",
     "heads_of",
     "registry_of",
     "unwrap",
@@ -67,8 +68,7 @@ class Registry:
     """What is attached to one encoder: adapters, sites, the setup in force."""
 
     def __init__(self, encoder: PreTrainedModel) -> None:
-        self.anatomy: Anatomy = anatomy_of(encoder.config.model_type)
-        self.layers = len(encoder.get_submodule(self.anatomy.layers))
+        self.anatomy, self.depths = anatomy_in(encoder)
         self.switch = Switch()
         self.adapters: dict[str, Adapter] = {}
         self.sites: dict[str, Site] = {}
@@ -88,12 +88,15 @@ class Registry:
     @property
     def sided(self) -> bool:
         """Whether this is an encoder-decoder."""
-        return False
+        return len(self.depths) > 1
 
     def held(self) -> dict[str, Held]:
         """Return what stands at each site, for compiling a composition."""
+        sides = {
+            place.port.key: place.side for one in self.adapters.values() for place in one.places
+        }
         return {
-            key: Held(None, {name: site.module_of(name) for name in site.names()})
+            key: Held(sides[key], {name: site.module_of(name) for name in site.names()})
             for key, site in self.sites.items()
         }
 
@@ -116,6 +119,18 @@ class Registry:
                 "Otherwise load it first: adapterx.load(model, folder)."
             )
         return self.adapters[name]
+
+
+def anatomy_in(encoder: PreTrainedModel) -> tuple[Anatomy, tuple[int, ...]]:
+    """Return the anatomy of an encoder, and the number of layers of each of its sides.
+
+    Raises:
+        BaseModelError: If its family is not known.
+    """
+    modules = dict(encoder.named_modules())
+    anatomy = anatomy_of(encoder.config.model_type, modules.keys())
+    lists: list[Any] = [modules.get(part.layers) for _, part in anatomy.sides()]
+    return anatomy, tuple(len(layers) for layers in lists if layers is not None)
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:

@@ -1,12 +1,13 @@
 """Sites: the modules that act inside a frozen encoder, and the hooks that call them.
 
-A site is a child (named ``adapterx``) of the module it acts at; its hook is a bound method of
+A site is a child (named ``adapterx…``) of the module it acts at; its hook is a bound method of
 that child. So its parameters move, copy, shard and pickle with the model, the base's own names
 stay as they are, and removing child and hook restores the base.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any, Final, cast
 
@@ -66,6 +67,8 @@ class Site(nn.Module):
         super().__init__()
         self.port = port
         self.switch = switch
+        # What `note` saw, by thread: threads may share a model.
+        self.noted: dict[int, Tensor] = {}
 
     def put(self, name: str, module: MethodModule) -> None:
         """Keep the module of adapter `name`."""
@@ -90,7 +93,8 @@ class Site(nn.Module):
         program = flow.plan.programs.get(self.port.key)
         if program is None:
             return None
-        call = _Call(self, hooked, inputs[0] if self.port.reads == "source" else None, flow.rows)
+        source = self._source(inputs) if self.port.reads == "source" else None
+        call = _Call(self, hooked, source, flow.rows)
         if isinstance(output, tuple):
             return (program.run(call, output[0]), *output[1:])
         if self.port.part is None:
@@ -111,6 +115,16 @@ class Site(nn.Module):
         call = _Call(self, hooked, inputs[at] if self.port.reads == "source" else None, flow.rows)
         return (*inputs[:at], program.run(call, inputs[at]), *inputs[at + 1 :])
 
+    def note(self, hooked: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Keep what the port's source module reads until the hooked one is done (a pre-hook)."""
+        if self.port.key in self.switch.flow().plan.programs:
+            self.noted[_thread()] = inputs[0]
+
+    def _source(self, inputs: tuple[Any, ...]) -> Any:
+        if self.port.source in (None, self.port.module):
+            return inputs[0]
+        return self.noted.pop(_thread())
+
     def undo(self, hooked: nn.Module, inputs: tuple[Any, ...]) -> Any:
         """Undo invertible steps, last first, in front of the output embedding (a pre-hook)."""
         flow = self.switch.flow()
@@ -121,30 +135,53 @@ class Site(nn.Module):
         return (program.undo(call, inputs[0]), *inputs[1:])
 
 
-def install(hooked: nn.Module, port: Port, switch: Switch) -> Site:
-    """Return the site of a module, made and hooked if it is not there yet."""
-    child = _child(port)
+def install(encoder: nn.Module, port: Port, switch: Switch) -> Site:
+    """Return the site of a port, made and hooked if it is not there yet."""
+    hooked, child = encoder.get_submodule(port.module), _child(port)
     if child in hooked._modules:
         site = hooked._modules[child]
         assert isinstance(site, Site)
-        assert site.port == port, f"two kinds of site at {port.module}"
+        assert site.port == port, f"two kinds of site at {port.key}"
         return site
     site = Site(port, switch).train(hooked.training)
     hooked.register_module(child, site)
     if port.updates == "output":
         hooked.register_forward_hook(site.after)
+        _order(hooked)
     else:
         hooked.register_forward_pre_hook(site.before)
+    if port.source not in (None, port.module):
+        encoder.get_submodule(port.source).register_forward_pre_hook(site.note)
     return site
 
 
-def remove(hooked: nn.Module, site: Site) -> None:
-    """Take a site's hooks, and the site itself where it is a child, off a module."""
-    unhook(hooked, site)
-    child = _child(site.port)
+def remove(encoder: nn.Module, site: Site, *others: nn.Module) -> None:
+    """Take a site and its hooks off an encoder, and its hooks off other modules."""
+    port, child = site.port, _child(site.port)
+    hooked = encoder.get_submodule(port.module)
+    source = encoder.get_submodule(port.source) if port.source is not None else hooked
+    for module in (hooked, source, *others):
+        unhook(module, site)
     if hooked._modules.get(child) is site:
         delattr(hooked, child)
 
 
+def _order(hooked: nn.Module) -> None:
+    """Let the sites on one module act in the order of their ranks, not of their installation."""
+    ours = {key: _owner(hook) for key, hook in hooked._forward_hooks.items()}
+    sites = {key: site for key, site in ours.items() if isinstance(site, Site)}
+    for key in sorted(sites, key=lambda key: sites[key].port.rank):
+        hooked._forward_hooks[key] = hooked._forward_hooks.pop(key)
+
+
+def _owner(hook: Any) -> object:
+    return getattr(hook, "__self__", None)
+
+
 def _child(port: Port) -> str:
-    return CHILD if port.part is None else f"{CHILD}_{port.part[0]}"
+    return f"{CHILD}_{port.label}" if port.label else CHILD
+
+
+def _thread() -> int:
+    # A compiled graph runs as one; dynamo does not trace thread ids.
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()

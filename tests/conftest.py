@@ -14,10 +14,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedModel,
@@ -32,19 +34,76 @@ from adapterx.registry import adapter_modules, heads_of, registry_of
 
 VOCABULARY = 100
 PADDING = 1
+END = 2
 LAYERS = 2
 
 CLASSES: dict[str, Callable[[Any], PreTrainedModel]] = {
     "encoder": AutoModel.from_config,
     "sequence": AutoModelForSequenceClassification.from_config,
     "token": AutoModelForTokenClassification.from_config,
-    "masked-lm": AutoModelForMaskedLM.from_config,
+    "masked-lm": lambda config: (
+        AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForMaskedLM
+    ).from_config(config),
     "mean": adapterx.MeanPoolingForSequenceClassification,
+}
+# Classes that a family does not have.
+ABSENT: dict[str, set[str]] = {
+    "m2m_100": {"sequence", "token", "mean"},
+    "mbart": {"token", "mean"},
+    "mt5": {"mean"},
+    "t5": {"mean"},
+    "umt5": {"mean"},
+}
+# Rotary position embeddings turn pairs of units: these take the next smaller even head size.
+ROTARY = {"eurobert", "gte", "modernbert", "nomic_bert", "roformer"}
+# These have only one way to compute attention.
+EAGER = {"deberta-v2", "mpnet", "rembert", "roformer"}
+_SEQ2SEQ = {"eos_token_id": 2, "decoder_start_token_id": 0, "use_cache": False}
+_T5 = {**_SEQ2SEQ, "d_kv": 8, "feed_forward_proj": "gated-gelu"}
+_BART = {**_SEQ2SEQ, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
+# What a family's configuration needs beside the words that all share.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "albert": {"embedding_size": 24},
+    "deberta-v2": {
+        # As in mDeBERTa: relative positions, which its query and key project too.
+        "relative_attention": True,
+        "position_buckets": 8,
+        "pos_att_type": ["p2c", "c2p"],
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "position_biased_input": False,
+    },
+    "electra": {"embedding_size": 24},
+    "eurobert": {
+        "num_key_value_heads": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "mask_token_id": 4,
+    },
+    "m2m_100": _BART,
+    "mbart": _BART,
+    "modernbert": {
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "cls_token_id": 0,
+        "sep_token_id": 2,
+        "local_attention": 8,
+    },
+    "mt5": _T5,
+    "rembert": {"input_embedding_size": 24, "output_embedding_size": 24},
+    "roformer": {"embedding_size": 24},
+    "t5": {**_T5, "feed_forward_proj": "relu"},
+    "umt5": _T5,
+    "xmod": {
+        "languages": ["en_XX", "sw_KE"],
+        "default_language": "sw_KE",
+        "adapter_reuse_layer_norm": True,
+    },
 }
 METHODS: dict[str, Any] = {
     **{name: name for name in PRESETS},
     "learned scaling": Bottleneck(scaling="learned", layers="upper half", activation="gelu"),
-    "reduction per layer": Bottleneck(placement="double", reduction=(2, 40)),
+    "reduction per layer": Bottleneck(placement="double", reduction=(2, 40), activation="tanh"),
     "invertible": Invertible(reduction=3, activation="leaky_relu"),
     "lora everywhere": LoRA(targets="all", rank=3, alpha=7, rslora=True),
     "bottleneck and lora": [Bottleneck(placement="parallel"), LoRA(targets="attention", rank=2)],
@@ -68,7 +127,16 @@ def fast() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=known_families())
+# The full product of the laws for these, the key laws for all; the rest is the slow stage's.
+FULL = {"bert", "distilbert", "modernbert", "t5"}
+
+
+@pytest.fixture(
+    params=[
+        name if name in FULL else pytest.param(name, marks=pytest.mark.slow)
+        for name in known_families()
+    ]
+)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -103,6 +171,53 @@ def mode(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+def _sizes(
+    family: str, layers: int, hidden: int, heads: int, ffn: int, dropout: float
+) -> dict[str, Any]:
+    """Return sizes and dropout in all families' words; each reads its own.
+
+    An encoder-decoder shares the layers out, so that any model has `layers` of them.
+    """
+    lower = layers - layers // 2
+    words: dict[str, Any] = {
+        "dropout": dropout,
+        "attention_dropout": dropout,
+        "classifier_dropout": dropout,
+        "dropout_rate": dropout,
+    }
+    if family in {"t5", "mt5", "umt5"}:
+        return words | {
+            "d_model": hidden,
+            "num_heads": heads,
+            "d_ff": ffn,
+            "num_layers": lower,
+            "num_decoder_layers": layers // 2,
+        }
+    if family in {"mbart", "m2m_100"}:
+        return words | {
+            "d_model": hidden,
+            "activation_dropout": dropout,
+            "encoder_layers": lower,
+            "decoder_layers": layers // 2,
+            **{f"{side}_attention_heads": heads for side in ("encoder", "decoder")},
+            **{f"{side}_ffn_dim": ffn for side in ("encoder", "decoder")},
+        }
+    return words | {
+        "num_hidden_layers": layers,
+        "num_hidden_groups": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "intermediate_size": ffn,
+        "hidden_dim": ffn,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+        "seq_classif_dropout": dropout,
+        "classifier_dropout_prob": dropout,
+        "embedding_dropout": dropout,
+        "mlp_dropout": dropout,
+    }
+
+
 @pytest.fixture
 def build() -> Callable[..., Any]:
     """Return ``build(family, kind, ...)``: a tiny model with random weights in every parameter."""
@@ -122,25 +237,19 @@ def build() -> Callable[..., Any]:
         mode: str = "eval",
         attention: str = "sdpa",
     ) -> Any:
+        if kind in ABSENT.get(family, ()):
+            pytest.skip(f"{family} has no class for {kind}")
+        if family in ROTARY:
+            hidden -= hidden % (2 * heads)
         config = AutoConfig.for_model(
             family,
             vocab_size=VOCABULARY,
-            num_hidden_layers=layers,
-            hidden_size=hidden,
-            num_attention_heads=heads,
             max_position_embeddings=40,
+            **_sizes(family, layers, hidden, heads, ffn, dropout),
             pad_token_id=PADDING,
             num_labels=labels,
-            attn_implementation=attention,
-            # BERT's words and DistilBERT's; each family reads its own.
-            intermediate_size=ffn,
-            hidden_dim=ffn,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-            dropout=dropout,
-            attention_dropout=dropout,
-            classifier_dropout=dropout,
-            seq_classif_dropout=dropout,
+            attn_implementation="eager" if family in EAGER else attention,
+            **SETTINGS.get(family, {}),
         )
         torch.manual_seed(seed)
         model = CLASSES[kind](config)
@@ -155,8 +264,16 @@ def build() -> Callable[..., Any]:
 
 
 @pytest.fixture
-def make_batch() -> Callable[..., dict[str, Tensor]]:
-    """Return ``make_batch(rows, length)``: ids and mask; each row but the first ends in padding."""
+def make_batch(request: pytest.FixtureRequest) -> Callable[..., dict[str, Tensor]]:
+    """Return ``make_batch(rows, length)``: ids and mask; each row but the first ends in padding.
+
+    A row's last token is 2, the end of a text; an encoder-decoder's decoder reads the row too.
+    """
+    chosen = getattr(request.node, "callspec", None)
+    params = chosen.params if chosen is not None else {}
+    family = params.get("family") or params.get("compiled_family") or "bert"
+    kind = params.get("kind") or (params.get("case") or ["encoder"])[0]
+    decodes = AutoConfig.for_model(family).is_encoder_decoder and kind != "token"
 
     def make_batch(rows: int = 4, length: int = 7, *, seed: int = 0) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -164,7 +281,12 @@ def make_batch() -> Callable[..., dict[str, Tensor]]:
         mask = torch.ones_like(ids)
         for row in range(1, rows):
             mask[row, length - row % (length - 1) :] = 0
-        return {"input_ids": ids.masked_fill(mask == 0, PADDING), "attention_mask": mask}
+        ids[torch.arange(rows), mask.sum(1) - 1] = END
+        ids = ids.masked_fill(mask == 0, PADDING)
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if decodes:
+            batch["decoder_input_ids"] = functional.pad(ids[:, :-1], (1, 0))
+        return batch
 
     return make_batch
 

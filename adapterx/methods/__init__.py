@@ -1,7 +1,7 @@
 """Methods: the mathematics at a site. One row here, one file each.
 
-A method is a frozen dataclass with four verbs: ``resolved(layers)`` fits it to a model's depth,
-``places(anatomy, layers)`` says where its modules go, ``build(place, width_in, width_out)`` makes
+A method is a frozen dataclass with four verbs: ``resolved(anatomy, depths)`` fits it to a model,
+``places(anatomy, depths)`` says where its modules go, ``build(place, width_in, width_out)`` makes
 one, and the module's ``forward(hidden_states, strength)`` is the update that the site adds. Its
 ``settings`` say what besides the shapes of parameters makes two modules alike, and ``merged``
 returns the parameters of a weighted mean.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -33,19 +33,22 @@ class Bottleneck:
 
     Attributes:
         placement: ``"sequential"``, once after the feed-forward half, reading the layer norm of
-            the residual sum (Pfeiffer et al., 2020, https://arxiv.org/abs/2005.00052; AdapterHub's
-            ``seq_bn``); ``"double"``, after both halves, reading each half's result (Houlsby
-            et al., 2019, https://arxiv.org/abs/1902.00751; ``double_seq_bn``); ``"parallel"``,
-            beside the feed-forward half, reading its input (He et al., 2022,
+            the residual sum, or the half's result where no norm follows (Pfeiffer et al., 2020,
+            https://arxiv.org/abs/2005.00052; AdapterHub's ``seq_bn``); ``"double"``, after both
+            halves, reading each half's result (Houlsby et al., 2019,
+            https://arxiv.org/abs/1902.00751; ``double_seq_bn``); ``"parallel"``, beside the
+            feed-forward half, reading its input (He et al., 2022,
             https://arxiv.org/abs/2110.04366; ``par_bn``).
         reduction: Reduction factor, hidden size over bottleneck width, at least 1; one number, or
-            one per layer of the model. The width is rounded down, to no less than one unit.
+            one per layer of the model (an encoder-decoder's encoder first). The width is rounded
+            down, to no less than one unit.
         activation: Non-linearity between the two projections.
         scaling: Factor of the update; ``"learned"`` makes it a parameter that begins at 1.
         dropout: Probability of zeroing a unit of the update in training, 0 to 1.
-        layers: Where it acts: ``"all"``, ``"upper third"`` (half, quarter; lower), or indices.
-            Resolved into `leave_out` when the adapter is added to a model.
-        leave_out: Indices of layers in which it does not act, counted from 0.
+        layers: Where it acts: ``"all"``, ``"upper third"`` (half, quarter; lower; of each side of
+            an encoder-decoder), or indices. Resolved into `leave_out` when the adapter is added.
+        leave_out: Indices of layers in which it does not act, counted from 0, through the encoder
+            and then the decoder.
     """
 
     placement: Literal["sequential", "double", "parallel"] = "sequential"
@@ -88,42 +91,39 @@ class Bottleneck:
             raise ConfigError(f"dropout is {self.dropout!r} in Bottleneck. It lies in [0, 1).")
         check_layers(self.layers, self.leave_out, "Bottleneck")
 
-    def resolved(self, layers: int) -> Bottleneck:
+    def resolved(self, anatomy: Anatomy, depths: Sequence[int]) -> Bottleneck:
         """Return the same method with `layers` written out as `leave_out` for a model's size.
 
         Raises:
             ConfigError: If a layer is beyond the model, or `reduction` has another length.
         """
-        if isinstance(self.reduction, tuple) and len(self.reduction) != layers:
+        if isinstance(self.reduction, tuple) and len(self.reduction) != sum(depths):
             raise ConfigError(
                 f"reduction has {len(self.reduction)} entries in Bottleneck for a model of "
-                f"{layers} layers. Give one number, or one for each layer."
+                f"{sum(depths)} layers. Give one number, or one for each layer."
             )
-        out = left_out(self.layers, self.leave_out, layers, "Bottleneck")
+        out = left_out(self.layers, self.leave_out, depths, "Bottleneck")
         return replace(self, layers="all", leave_out=out)
 
-    def places(self, anatomy: Anatomy, layers: int) -> Iterator[Place]:
-        """Yield where the modules go in a model of `layers` layers.
+    def places(self, anatomy: Anatomy, depths: Sequence[int]) -> Iterator[Place]:
+        """Yield where the modules go in a model whose sides have so many layers.
 
         Raises:
             BaseModelError: If the family has no such place.
         """
-        for layer in range(layers):
-            if layer in self.leave_out:
+        for layer in anatomy.each_layer(depths):
+            attention, ffn = layer.anatomy.attention, layer.anatomy.ffn
+            if layer.index in self.leave_out:
                 continue
             if self.placement == "sequential":
-                norm = anatomy.ffn.norm
-                port = Port(norm, 0, "normed") if norm else Port(anatomy.ffn.output)
-                yield anatomy.in_layer(layer, "after_ffn", port)
+                port = Port(ffn.norm, 0, "normed") if ffn.norm else Port(ffn.output)
+                yield layer.place("after_ffn", port)
             elif self.placement == "double":
-                halves: dict[str, SubLayer] = {
-                    "after_attention": anatomy.attention,
-                    "after_ffn": anatomy.ffn,
-                }
+                halves: dict[str, SubLayer] = {"after_attention": attention, "after_ffn": ffn}
                 for site, half in halves.items():
-                    yield anatomy.in_layer(layer, site, Port(half.output))
-            elif anatomy.ffn.parallel is not None:
-                yield anatomy.in_layer(layer, "beside_ffn", anatomy.ffn.parallel)
+                    yield layer.place(site, Port(half.output))
+            elif ffn.parallel is not None:
+                yield layer.place("beside_ffn", ffn.parallel)
             else:
                 raise BaseModelError(
                     "This model family has no place for a parallel bottleneck. "

@@ -67,17 +67,19 @@ class Fusion:
                 f"temperature is {self.temperature!r} in Fusion. Give a number above 0."
             )
 
-    def resolved(self, layers: int) -> Fusion:
-        """Return the same method with the layers of what it fuses written out.
+    def resolved(self, anatomy: Anatomy, depths: Sequence[int]) -> Fusion:
+        """Return the same method with the layers and targets of what it fuses written out.
 
         Raises:
             ConfigError: If a layer is beyond the model.
+            BaseModelError: If the family lacks a projection.
         """
-        return replace(self, like=tuple(method.resolved(layers) for method in self._fused))
+        like = tuple(method.resolved(anatomy, depths) for method in self._fused)
+        return replace(self, like=like)
 
-    def places(self, anatomy: Anatomy, layers: int) -> Iterator[Place]:
+    def places(self, anatomy: Anatomy, depths: Sequence[int]) -> Iterator[Place]:
         """Yield the places of what it fuses, each once."""
-        found = (place for method in self._fused for place in method.places(anatomy, layers))
+        found = (place for method in self._fused for place in method.places(anatomy, depths))
         yield from dict.fromkeys(found)
 
     def build(self, place: Place, width_in: int, width_out: int) -> FusionModule:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from adapterx.anatomy import Anatomy, Place, Port
+from adapterx.anatomy import Anatomy, Place
 from adapterx.errors import ConfigError
 from adapterx.methods.bottleneck import ACTIVATIONS
 from adapterx.methods.linear import Linear, mean_of_parameters
@@ -23,7 +23,8 @@ class Invertible:
 
     With x split in two halves: ``y1 = x1 + F(x2)``, ``y2 = x2 + G(y1)`` (Dinh et al., 2015,
     https://arxiv.org/abs/1410.8516; MAD-X, Pfeiffer et al., 2020). Its inverse acts right before
-    the output embedding of a model with a masked-language-modelling head.
+    the output embedding of a model with a language-modelling head. An encoder-decoder has a
+    coupling on each side; the decoder's is the one that is undone.
 
     Attributes:
         reduction: Width of a half over the width inside F and G, at least 1.
@@ -44,13 +45,13 @@ class Invertible:
                 f"Choose one of {', '.join(sorted(ACTIVATIONS))}."
             )
 
-    def resolved(self, layers: int) -> Invertible:
+    def resolved(self, anatomy: Anatomy, depths: Sequence[int]) -> Invertible:
         """Return the method itself: it acts in no layer."""
         return self
 
-    def places(self, anatomy: Anatomy, layers: int) -> Iterator[Place]:
-        """Yield the embeddings."""
-        yield Place("embeddings", None, Port(anatomy.embeddings))
+    def places(self, anatomy: Anatomy, depths: Sequence[int]) -> Iterator[Place]:
+        """Yield where each side has its first hidden state."""
+        yield from anatomy.first_states(depths)
 
     def build(self, place: Place, width_in: int, width_out: int) -> InvertibleModule:
         """Return the fresh module; it is the identity."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from adapterx.errors import ConfigError
@@ -49,18 +49,32 @@ def check_layers(layers: Layers, leave_out: Collection[int], owner: str) -> None
             )
 
 
-def left_out(layers: Layers, leave_out: Collection[int], count: int, owner: str) -> tuple[int, ...]:
-    """Return the sorted indices of the layers, out of `count`, in which a method does not act.
+def left_out(
+    layers: Layers, leave_out: Collection[int], depths: Sequence[int], owner: str
+) -> tuple[int, ...]:
+    """Return the sorted indices of the layers in which a method does not act.
+
+    Args:
+        layers: Where it acts; words such as ``"upper third"`` mean that part of each side.
+        leave_out: Layers to leave out of those.
+        depths: Number of layers of the encoder, and of the decoder if there is one.
+        owner: Name of the method, for the error.
 
     Raises:
         ConfigError: If an index is beyond the model's last layer, or no layer is left.
     """
+    count = sum(depths)
     if layers == "all":
         chosen = set(range(count))
     elif isinstance(layers, str):
         end, part = layers.split()
-        size = max(1, round(count / _FRACTIONS[part]))
-        chosen = set(range(count - size, count) if end == "upper" else range(size))
+        chosen = set()
+        first = 0
+        for depth in depths:
+            size = max(1, round(depth / _FRACTIONS[part]))
+            start = first + depth - size if end == "upper" else first
+            chosen.update(range(start, start + size))
+            first += depth
     else:
         chosen = set(layers)
     beyond = sorted(index for index in chosen.union(leave_out) if index >= count)

@@ -10,8 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from adapterx.anatomy import PROJECTIONS, Anatomy, Place, Port
-from adapterx.errors import ConfigError, near_match
+from adapterx.anatomy import PROJECTIONS, Anatomy, Place
+from adapterx.errors import BaseModelError, ConfigError, near_match
 from adapterx.methods.layers import Layers, check_layers, left_out, listed
 from adapterx.methods.linear import Linear
 
@@ -19,7 +19,7 @@ __all__ = ["LoRA", "LoRAModule"]
 
 _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "all": PROJECTIONS,
-    "attention": tuple(site for site in PROJECTIONS if site.startswith("attention.")),
+    "attention": tuple(site for site in PROJECTIONS if "attention." in site),
     "ffn": tuple(site for site in PROJECTIONS if site.startswith("ffn.")),
 }
 
@@ -34,14 +34,16 @@ class LoRA:
     Attributes:
         rank: Rank of the update, at least 1.
         alpha: Numerator of the scale ``alpha / rank``; None stands for `rank`, a scale of 1.
-        targets: ``"attention"``, ``"ffn"``, ``"all"``, or names of projection sites, e.g.
-            ``["attention.query", "attention.value"]``.
+        targets: ``"attention"`` (a decoder's cross-attention too), ``"ffn"``, ``"all"``, or names
+            of projection sites, e.g. ``["attention.query", "attention.value"]``. Of a group, those
+            that the model has are taken when the adapter is added.
         dropout: Probability of zeroing a unit of x in training, 0 to 1.
         rslora: Use the scale ``alpha / sqrt(rank)`` (Kalajdzievski, 2023,
             https://arxiv.org/abs/2312.03732).
-        layers: Where it acts: ``"all"``, ``"upper third"`` (half, quarter; lower), or indices.
-            Resolved into `leave_out` when the adapter is added to a model.
-        leave_out: Indices of layers in which it does not act, counted from 0.
+        layers: Where it acts: ``"all"``, ``"upper third"`` (half, quarter; lower; of each side of
+            an encoder-decoder), or indices. Resolved into `leave_out` when the adapter is added.
+        leave_out: Indices of layers in which it does not act, counted from 0, through the encoder
+            and then the decoder.
     """
 
     rank: int = 8
@@ -94,22 +96,31 @@ class LoRA:
         assert self.alpha is not None
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
-    def resolved(self, layers: int) -> LoRA:
-        """Return the same method with `layers` written out as `leave_out` for a model's size.
+    def resolved(self, anatomy: Anatomy, depths: Sequence[int]) -> LoRA:
+        """Return the same method with `layers` and groups of targets written out for a model.
 
         Raises:
             ConfigError: If a layer is beyond the model.
+            BaseModelError: If the family lacks a projection that is named by itself, or all.
         """
-        out = left_out(self.layers, self.leave_out, layers, "LoRA")
-        return replace(self, layers="all", leave_out=out)
+        out = left_out(self.layers, self.leave_out, depths, "LoRA")
+        there = anatomy.projection_sites()
+        found = tuple(site for site in there if site in self.targets)
+        if not found or (len(found) < len(self.targets) and self.targets not in _GROUPS.values()):
+            missing = next(site for site in self.targets if site not in there)
+            raise BaseModelError(
+                f"This model family has no projection {missing!r} for LoRA "
+                f"(there: {', '.join(there)}). Leave it out of targets."
+            )
+        return replace(self, layers="all", leave_out=out, targets=found)
 
-    def places(self, anatomy: Anatomy, layers: int) -> Iterator[Place]:
-        """Yield where the modules go in a model of `layers` layers."""
-        for layer in range(layers):
-            if layer not in self.leave_out:
-                for site, module in anatomy.projections.items():
+    def places(self, anatomy: Anatomy, depths: Sequence[int]) -> Iterator[Place]:
+        """Yield where the modules go in a model whose sides have so many layers."""
+        for layer in anatomy.each_layer(depths):
+            if layer.index not in self.leave_out:
+                for site, port in layer.projections():
                     if site in self.targets:
-                        yield anatomy.in_layer(layer, site, Port(module, reads="source"))
+                        yield layer.place(site, port)
 
     def build(self, place: Place, width_in: int, width_out: int) -> LoRAModule:
         """Return the fresh module of one place; its update is zero."""

@@ -12,10 +12,11 @@ import torch
 from transformers import PreTrainedModel
 
 import adapterx
+from adapterx.anatomy import known_families
 from adapterx.composition import JsonValue
 from adapterx.errors import FormatError
 from adapterx.heads import Labels
-from adapterx.registry import Adapter, Kind
+from adapterx.registry import Adapter, Kind, anatomy_in
 from adapterx.sites import CHILD
 
 __all__ = ["CARD", "OTHER_WEIGHTS", "Base", "Card", "base_of", "read_json"]
@@ -38,7 +39,7 @@ class Base:
         type: Hugging Face's model type.
         name: Hub id, or the last part of the folder it came from; for people, not compared.
         hidden_size: Width of the hidden states.
-        layers: Number of layers.
+        layers: Number of layers, of an encoder-decoder those of both sides.
         vocab_size: Rows of the word embedding.
         fingerprint: Sixty-four weights, taken evenly from its matrices, in a fixed order.
     """
@@ -77,10 +78,18 @@ def base_of(model: PreTrainedModel) -> Base:
     """Return the identity of a model's encoder; adapters and heads do not count."""
     encoder = model.base_model
     config = encoder.config
+    layers, parts = config.num_hidden_layers, frozenset[str]()
+    if config.model_type in known_families():
+        anatomy, depths = anatomy_in(encoder)
+        layers = max(layers, sum(depths))  # ALBERT runs one layer many times
+        parts = frozenset(anatomy.parts)
     matrices = {
         name: parameter
         for name, parameter in encoder.named_parameters()
-        if parameter.dim() >= 2 and CHILD not in name and "pooler" not in name.split(".")
+        if parameter.dim() >= 2
+        and CHILD not in name
+        and "pooler" not in name.split(".")
+        and (not parts or name.split(".")[0] in parts)
     }
     ordered = [matrices[name] for name in sorted(matrices)]
     picked = [ordered[i * len(ordered) // _TENSORS] for i in range(_TENSORS)]
@@ -95,7 +104,7 @@ def base_of(model: PreTrainedModel) -> Base:
         type=config.model_type,
         name=name if name not in {"", "."} else config.model_type,
         hidden_size=config.hidden_size,
-        layers=config.num_hidden_layers,
+        layers=layers,
         vocab_size=config.vocab_size,
         fingerprint=tuple(float(f"{value:.6g}") for value in sample),
     )

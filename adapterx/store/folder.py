@@ -18,12 +18,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from adapterx.anatomy import anatomy_of
 from adapterx.composition import JsonValue, check_name
 from adapterx.errors import AdapterError, BaseModelError, ConfigError, FormatError
 from adapterx.methods import LoRA, Method, method_from_json, method_to_json, methods_of
 from adapterx.model import insert
-from adapterx.registry import adapter_modules, heads_of, registry_of, unwrap
+from adapterx.registry import (
+    Adapter,
+    adapter_modules,
+    anatomy_in,
+    heads_of,
+    registry_of,
+    unwrap,
+)
 from adapterx.store.card import CARD, OTHER_WEIGHTS, Card, base_of, read_json
 from adapterx.store.model_card import model_card
 from adapterx.store.peft import (
@@ -78,12 +84,12 @@ def save(
         }
     )
     config: dict[str, JsonValue]
-    if _is_peft(adapter.methods):
+    if _is_peft(adapter):
         method = adapter.methods[0]
         assert isinstance(method, LoRA)
         prefix = "" if inner.base_model is inner else f"{inner.base_model_prefix}."
-        config = config_to_peft(method, registry.anatomy, registry.layers, facts.base.name)
-        tensors = tensors_to_peft(tensors, method, registry.anatomy, registry.layers, prefix)
+        config = config_to_peft(method, registry.anatomy, registry.depths, facts.base.name)
+        tensors = tensors_to_peft(tensors, method, registry.anatomy, registry.depths, prefix)
     else:
         config = {"methods": [method_to_json(method) for method in adapter.methods]}
     heads = heads_of(inner)
@@ -172,9 +178,9 @@ def load_folder(
     tensors = _read_tensors(folder / _WEIGHTS)
     methods: tuple[Method, ...]
     if config.get("peft_type") == "LORA":
-        anatomy = anatomy_of(card.base.type)
-        method = config_from_peft(config, anatomy, card.base.layers, config_path)
-        tensors = tensors_from_peft(tensors, method, anatomy, card.base.layers)
+        anatomy, depths = anatomy_in(inner.base_model)
+        method = config_from_peft(config, anatomy, depths, config_path)
+        tensors = tensors_from_peft(tensors, method, anatomy, depths)
         methods = (method,)
     elif isinstance(config.get("methods"), list):
         try:
@@ -216,8 +222,10 @@ def write_atomically(target: Path, write: object) -> Path:
     return target
 
 
-def _is_peft(methods: tuple[Method, ...]) -> bool:
-    return len(methods) == 1 and isinstance(methods[0], LoRA)
+def _is_peft(adapter: Adapter) -> bool:
+    """Say whether PEFT's layout can hold an adapter: a LoRA alone, on whole modules."""
+    whole = all(place.port.part is None for place in adapter.places)
+    return whole and len(adapter.methods) == 1 and isinstance(adapter.methods[0], LoRA)
 
 
 def _is_empty(folder: Path) -> bool:

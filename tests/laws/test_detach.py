@@ -139,7 +139,7 @@ def test_detach_gives_the_flags_back_that_were_set_before(build, family, frozen)
     model = build(family, "sequence")
     parts = {
         "encoder": [model.base_model],
-        "embeddings": [model.base_model.embeddings],
+        "embeddings": [model.get_input_embeddings()],
         "head": [child for child in model.children() if child is not model.base_model],
         "all": [model],
         "nothing": [],

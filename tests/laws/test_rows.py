@@ -19,7 +19,7 @@ def _model(build, fill, family: str, kind: str, method: Any, **settings: Any) ->
     model = build(family, kind, **settings)
     adapterx.add(model, "lower", "seq_bn_inv", kind="language", language="sw")
     adapterx.add(model, "upper", method)
-    fill(model)
+    fill(model, size=0.2)
     return adapterx.activate(model, COMPOSITION)
 
 
@@ -35,8 +35,8 @@ def _answers(model: Any, batch: dict[str, Tensor]) -> list[Tensor]:
 
 def _padded(batch: dict[str, Tensor], more: int) -> dict[str, Tensor]:
     return {
-        "input_ids": functional.pad(batch["input_ids"], (0, more), value=PADDING),
-        "attention_mask": functional.pad(batch["attention_mask"], (0, more)),
+        key: functional.pad(value, (0, more), value=0 if "mask" in key else PADDING)
+        for key, value in batch.items()
     }
 
 

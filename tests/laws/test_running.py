@@ -13,7 +13,7 @@ from typing import Any
 import accelerate
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments, pipeline
 
 import adapterx
@@ -47,8 +47,9 @@ def setup(build, fill) -> Any:
     def setup(family: str, methods: Any, kind: str = "sequence", **settings: Any) -> Any:
         model = build(family, kind, **settings)
         adapterx.add(model, "sw", methods[0], kind="language")
-        adapterx.add(model, "nli", methods[1], labels=["no", "yes", "perhaps"])
-        fill(model, size=0.2)
+        labels = ["no", "yes", "perhaps"] if kind != "encoder" else None
+        adapterx.add(model, "nli", methods[1], labels=labels)
+        fill(model, size=0.1)
         adapterx.set_trainable(model, ["sw", "nli"])
         return adapterx.activate(model, STACK)
 
@@ -72,7 +73,8 @@ def test_half_precision_base_answers_as_the_plain_run(
     plain = run(setup(family, methods, mode=mode), batch)
     model = setup(family, methods, mode=mode, dtype=half)
     answers = run(model, batch)
-    assert answers["hidden_states.1"].dtype == half
+    assert {answer.dtype for answer in answers.values()} <= {half, torch.float32}
+    assert next(value for key, value in answers.items() if "hidden" in key).dtype == half
     assert close(answers, plain, half)
 
 
@@ -99,6 +101,8 @@ def test_model_cast_to_half_after_attaching_answers_as_the_plain_run(
 
 
 def test_autocast_answers_as_the_plain_run(setup, batch, run, close, family, methods, mode) -> None:
+    if family == "xmod":
+        pytest.skip("its own language adapters cannot run under autocast in transformers")
     model = setup(family, methods, mode=mode)
     plain = run(model, batch)
     with torch.autocast("cpu", torch.bfloat16):
@@ -107,6 +111,8 @@ def test_autocast_answers_as_the_plain_run(setup, batch, run, close, family, met
 
 
 def test_autocast_trains_adapters_in_float32(setup, batch, family, methods) -> None:
+    if family == "xmod":
+        pytest.skip("its own language adapters cannot run under autocast in transformers")
     model = setup(family, methods, mode="train")
     plain = _gradients(model, batch)
     with torch.autocast("cpu", torch.bfloat16):
@@ -124,15 +130,17 @@ def test_gradient_checkpointing_gives_equal_gradients(
     setup, batch, close, family, methods, dtype
 ) -> None:
     model = setup(family, methods, mode="train", dropout=0.1, dtype=dtype)
-    expected = _gradients(model, batch)
+    if not model.supports_gradient_checkpointing:
+        pytest.skip(f"{family} cannot checkpoint in transformers")
     calls: list[int] = []
-    layer = model.base_model.get_submodule(
-        "transformer.layer.1" if family == "distilbert" else "encoder.layer.1"
-    )
-    next(layer.children()).register_forward_hook(lambda *_: calls.append(1))
+    layers = next(part for part in model.base_model.modules() if isinstance(part, nn.ModuleList))
+    first = next(part for part in layers[-1].modules() if isinstance(part, nn.Linear))
+    first.register_forward_hook(lambda *_: calls.append(1))
+    expected = _gradients(model, batch)
+    once = len(calls)
     getattr(model, f"{CHECKPOINTING}_enable")()
     gradients = _gradients(model, batch)
-    assert len(calls) == 2, "the layer did not run again"
+    assert len(calls) == 3 * once, "the layer did not run again"
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         assert close(gradient, expected[name]), name
@@ -232,13 +240,15 @@ def test_attention_implementations_give_the_same_answers(
 def test_embeddings_in_place_of_ids_give_the_same_answers(
     setup, batch, run, same, family, methods
 ) -> None:
-    model = setup(family, methods)
-    if family in {"roberta", "xlm-roberta"}:  # these count positions from the padding ids
-        batch = {key: value[:1] for key, value in batch.items()}
+    # T5's and mBART's classifiers look for the end of the text in its ids.
+    model = setup(family, methods, "encoder" if "decoder_input_ids" in batch else "sequence")
+    # Some count positions from the padding ids: the first row has none.
+    batch = {key: value[:1] for key, value in batch.items()}
     expected = run(model, batch)
+    embed = model.get_input_embeddings()
     embedded = {
-        "inputs_embeds": model.get_input_embeddings()(batch["input_ids"]).detach(),
-        "attention_mask": batch["attention_mask"],
+        key.replace("input_ids", "inputs_embeds"): embed(value).detach() if "ids" in key else value
+        for key, value in batch.items()
     }
     assert same(run(model, embedded), expected)
 
@@ -298,6 +308,8 @@ def test_dispatched_model_gives_the_same_answers(
 
 def test_offloaded_model_gives_the_same_answers(setup, batch, run, same, family, methods) -> None:
     """``device_map`` with weights kept elsewhere: they come in for one module at a time."""
+    if family == "deberta-v2":
+        pytest.skip("it reads a weight of relative positions without calling its module")
     model = setup(family, methods)
     expected = run(model, batch, hidden=False)
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
@@ -310,7 +322,7 @@ def test_pipeline_gives_the_answers_of_predict(
     setup, tokenizer, family, methods, sentence_kind
 ) -> None:
     model = setup(family, methods, sentence_kind)
-    texts = ["w1 w2 w3", "w50", "w7 w7 w7 w7 w7 w7 w8", ""]
+    texts = [f"{text} </s>" for text in ("w1 w2 w3", "w50", "w7 w7 w7 w7 w7 w7 w8", "")]
     predicted = adapterx.predict(model, tokenizer, texts)
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
     for answer, prediction in zip(classify(texts, batch_size=2), predicted, strict=True):
@@ -318,7 +330,7 @@ def test_pipeline_gives_the_answers_of_predict(
         assert abs(answer["score"] - prediction["score"]) < 1e-5
     assert {answer["label"] for answer in predicted} <= {"no", "yes", "perhaps"}
     adapterx.activate(model, "sw")
-    assert classify("w1")[0]["label"].startswith("LABEL_")
+    assert classify("w1 </s>")[0]["label"].startswith("LABEL_")
 
 
 class _Rows(torch.utils.data.Dataset):
