@@ -73,6 +73,8 @@ class Port:
             from 0, where one linear computes several projections: ``(1, 3)`` is the key of a
             fused query, key and value. None for all of it.
         source: The module, called earlier, whose first input is read; None for the hooked one.
+        whole: The module around the hooked one that also passes it what has no rows; it is run
+            once per group of rows where adapters differ by row. None elsewhere.
     """
 
     module: str
@@ -80,6 +82,7 @@ class Port:
     reads: Literal["state", "normed", "source"] = "state"
     part: tuple[int, int] | None = None
     source: str | None = None
+    whole: str | None = None
 
     @property
     def rank(self) -> int:
@@ -239,10 +242,13 @@ class Layer:
         prefix = f"{self.anatomy.layers}.{self.number}."
         source = None if port.source is None else prefix + port.source
         name = f"layers.{self.number}.{site}"
+        rowless = self.anatomy.rowless
+        inside = rowless is not None and port.module.startswith(f"{rowless}.")
+        whole = f"{prefix}{rowless}" if inside else None
         return Place(
             name if self.side is None else f"{self.side}.{name}",
             self.index,
-            replace(port, module=prefix + port.module, source=source),
+            replace(port, module=prefix + port.module, source=source, whole=whole),
             self.side,
         )
 

@@ -58,6 +58,11 @@ class Rows:
         self._groups: dict[tuple[tuple[int, ...], torch.device], Groups] = {}
         self._constants: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
 
+    @staticmethod
+    def alike(variant: int) -> Rows:
+        """Return rows that all chose one variant, however many there are."""
+        return Rows([variant], frozenset())
+
     def check(self, state: Tensor) -> None:
         """Refuse a tensor whose first dimension is not the rows of this batch.
 
@@ -183,6 +188,18 @@ class Switch:
         # pass; it finds the rows of the last one.
         if flow.rows is not None and self.default.plan is flow.plan:
             self.default = Flow(flow.plan, flow.rows)
+
+    def put(self, flow: Flow | None) -> None:
+        """Change the flow of the pass under way; None for none, as it was outside of one."""
+        if torch.compiler.is_compiling():
+            self.traced = flow
+        elif self.inner() is None:
+            if flow is not None:
+                self.push(flow)
+        elif flow is None:
+            self._local.stack.pop()
+        else:
+            self._local.stack[-1] = flow
 
     @contextmanager
     def under(self, flow: Flow) -> Iterator[None]:

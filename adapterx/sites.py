@@ -8,7 +8,7 @@ stay as they are, and removing child and hook restores the base.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from adapterx.anatomy import Port
 from adapterx.methods import MethodModule
 from adapterx.plan import Program
-from adapterx.routing import Rows, Selector, Switch, unhook
+from adapterx.routing import Flow, Rows, Selector, Switch, unhook
 
 __all__ = ["CHILD", "Site", "install", "remove"]
 
@@ -135,6 +135,109 @@ class Site(nn.Module):
         return (program.undo(call, inputs[0]), *inputs[1:])
 
 
+class _Divided:
+    """Hooks of a module that is run once per group of rows, where adapters inside differ by row.
+
+    Some of its inputs have no rows and go through the same projections (DeBERTa's embeddings of
+    relative positions): within one group, what acts on them is the group's.
+    """
+
+    def __init__(self, switch: Switch) -> None:
+        self.switch = switch
+        self.keys: set[str] = set()
+        self.noted: dict[int, tuple[Flow, tuple[Any, ...], dict[str, Any]]] = {}
+
+    def before(
+        self, hooked: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Let the module run for the first group (a pre-hook)."""
+        flow = self.switch.flow()
+        if flow.rows is None or self._partition(flow) is None:
+            return None
+        self.noted[_thread()] = (flow, args, kwargs)
+        return self._begin(flow, self._groups(flow, args[0].device)[0], args, kwargs)
+
+    def after(self, hooked: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Run it for the other groups and put the rows together (a forward hook)."""
+        if _thread() not in self.noted:
+            return None
+        flow, args, kwargs = self.noted.pop(_thread())
+        assert flow.rows is not None
+        groups = self._groups(flow, args[0].device)
+        outputs = [output]
+        for group in groups[1:]:
+            some, named = self._begin(flow, group, args, kwargs)
+            outputs.append(hooked.forward(*some, **named))
+        self.switch.put(flow if flow.gate is not None else None)
+        if not isinstance(output, tuple):
+            return self._joined(flow, groups, outputs)
+        return tuple(
+            self._joined(flow, groups, parts) if isinstance(parts[0], Tensor) else parts[0]
+            for parts in zip(*outputs, strict=True)
+        )
+
+    def _partition(self, flow: Flow) -> tuple[int, ...] | None:
+        """Return the class of each variant in all sites inside, None if rows do not differ."""
+        programs = (flow.plan.programs.get(key) for key in sorted(self.keys))
+        splits = [program.split for program in programs if program and program.split]
+        if not splits:
+            return None
+        classes = list(zip(*(split.partition for split in splits), strict=True))
+        found = list(dict.fromkeys(classes))
+        return tuple(found.index(one) for one in classes)
+
+    def _groups(self, flow: Flow, device: torch.device) -> list[tuple[int, Selector]]:
+        """Return for each group a variant and its rows; all rows where they are not known.
+
+        Groups that no row chose come last, with the first row: they take part in training, and
+        this module may not run without rows.
+        """
+        partition, rows = self._partition(flow), flow.rows
+        assert partition is not None
+        assert rows is not None
+        found = rows.groups(partition, device).parts if rows.known else ()
+        seen = {index for index, _ in found}
+        others = range(max(partition) + 1) if rows.trainable or not rows.known else ()
+        every = slice(0, 1) if rows.known else slice(None)
+        groups = [*found, *((index, every) for index in others if index not in seen)]
+        return [(partition.index(index), at) for index, at in groups]
+
+    def _begin(
+        self,
+        flow: Flow,
+        group: tuple[int, Selector],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        rows, (variant, at) = flow.rows, group
+        assert rows is not None
+
+        def some(value: Any) -> Any:
+            # Two dimensions have no rows: the embeddings of positions.
+            has_rows = isinstance(value, Tensor) and value.dim() > 2 and len(value) == rows.count
+            return value[at] if has_rows else value
+
+        self.switch.put(flow._replace(rows=Rows.alike(variant)))
+        return tuple(map(some, args)), {key: some(value) for key, value in kwargs.items()}
+
+    def _joined(
+        self, flow: Flow, groups: Sequence[tuple[int, Selector]], parts: Sequence[Tensor]
+    ) -> Tensor:
+        rows, partition = flow.rows, self._partition(flow)
+        assert rows is not None
+        assert partition is not None
+        if rows.known:
+            real, back = rows.groups(partition, parts[0].device)
+            none = [part[:0] for part in parts[len(real) :]]
+            joined = torch.cat([*parts[: len(real)], *none])
+            return joined if back is None else joined.index_select(0, back)
+        result = parts[0]
+        chosen = rows.classes(partition, result.device).view(-1, *[1] * (result.dim() - 1))
+        for (variant, _), part in zip(groups[1:], parts[1:], strict=True):
+            result = torch.where(chosen == partition[variant], part, result)
+        return result
+
+
 def install(encoder: nn.Module, port: Port, switch: Switch) -> Site:
     """Return the site of a port, made and hooked if it is not there yet."""
     hooked, child = encoder.get_submodule(port.module), _child(port)
@@ -152,7 +255,20 @@ def install(encoder: nn.Module, port: Port, switch: Switch) -> Site:
         hooked.register_forward_pre_hook(site.before)
     if port.source not in (None, port.module):
         encoder.get_submodule(port.source).register_forward_pre_hook(site.note)
+    if port.whole is not None:
+        whole = encoder.get_submodule(port.whole)
+        divided = _divided(whole)
+        if divided is None:
+            divided = _Divided(switch)
+            whole.register_forward_pre_hook(divided.before, with_kwargs=True)
+            whole.register_forward_hook(divided.after, with_kwargs=True)
+        divided.keys.add(port.key)
     return site
+
+
+def _divided(whole: nn.Module) -> _Divided | None:
+    owners = map(_owner, whole._forward_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, _Divided)), None)
 
 
 def remove(encoder: nn.Module, site: Site, *others: nn.Module) -> None:
@@ -162,6 +278,13 @@ def remove(encoder: nn.Module, site: Site, *others: nn.Module) -> None:
     source = encoder.get_submodule(port.source) if port.source is not None else hooked
     for module in (hooked, source, *others):
         unhook(module, site)
+    if port.whole is not None:
+        whole = encoder.get_submodule(port.whole)
+        divided = _divided(whole)
+        assert divided is not None
+        divided.keys.remove(port.key)
+        if not divided.keys:
+            unhook(whole, divided)
     if hooked._modules.get(child) is site:
         delattr(hooked, child)
 
