@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from adapterx.activation import activate, using
     from adapterx.anatomy import Anatomy, SubLayer, anatomy_of, register_anatomy
     from adapterx.attachment import attach
     from adapterx.composition import Average, Fuse, Parallel, PerExample, Scale, Side, Stack
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from adapterx.methods.fusion import Fusion
     from adapterx.methods.invertible import Invertible
     from adapterx.methods.lora import LoRA
-    from adapterx.model import activate, add, detach, set_trainable, using
+    from adapterx.model import add, detach, set_trainable
     from adapterx.overview import Summary, summary
     from adapterx.pooling import MeanPoolingForSequenceClassification
     from adapterx.prediction import predict
@@ -46,7 +47,7 @@ _HOME: Final = {
     "Stack": "adapterx.composition",
     "SubLayer": "adapterx.anatomy",
     "Summary": "adapterx.overview",
-    "activate": "adapterx.model",
+    "activate": "adapterx.activation",
     "add": "adapterx.model",
     "anatomy_of": "adapterx.anatomy",
     "attach": "adapterx.attachment",
@@ -59,7 +60,7 @@ _HOME: Final = {
     "save": "adapterx.store",
     "set_trainable": "adapterx.model",
     "summary": "adapterx.overview",
-    "using": "adapterx.model",
+    "using": "adapterx.activation",
 }
 
 __all__ = [

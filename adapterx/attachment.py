@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 
 from torch import nn
 
+from adapterx.activation import activate
 from adapterx.composition import (
     Axis,
     Composition,
@@ -27,7 +28,7 @@ from adapterx.errors import (
     near_match,
 )
 from adapterx.languages import standard_tag
-from adapterx.model import activate, detach
+from adapterx.model import detach
 from adapterx.registry import Adapter, Kind, Registry, registry_of, unwrap
 from adapterx.store import load
 from adapterx.store.card import base_of

@@ -6,83 +6,49 @@ Every verb changes a Hugging Face model in place and returns it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from types import EllipsisType
 from typing import Final, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from adapterx.activation import activate, check_untrained_means, open_model
 from adapterx.anatomy import Place
 from adapterx.composition import (
-    Average,
-    Axis,
-    Composition,
-    Fuse,
-    Side,
-    check_composition,
     check_name,
     names,
-    nodes,
-    parse,
 )
 from adapterx.errors import (
     BaseModelError,
     CompositionError,
     ConfigError,
 )
-from adapterx.heads import Heads, Labels, Problem, fill
-from adapterx.methods import Fusion, Method, MethodModule, methods_of
-from adapterx.plan import Plan, compile_plan
+from adapterx.heads import Labels, Problem, fill
+from adapterx.methods import Method, MethodModule, methods_of
 from adapterx.registry import (
     HEADS,
     KINDS,
     Adapter,
     Kind,
     Registry,
-    active_on,
     adapter_modules,
     heads_of,
     registry_of,
     unwrap,
 )
-from adapterx.routing import Choice, Flow, Gate
 from adapterx.sites import CHILD, Site, install, remove
 
 __all__ = [
-    "activate",
     "add",
     "detach",
     "insert",
     "set_strength",
     "set_trainable",
-    "using",
 ]
 
 _Model = TypeVar("_Model", bound=nn.Module)
 _WIDTH: Final = "hidden_size"
-
-
-def _open(model: nn.Module) -> tuple[PreTrainedModel, Registry, Heads]:
-    """Return the model, its registry and its heads, made if they are not there yet."""
-    inner = unwrap(model)
-    encoder = inner.base_model
-    registry, heads = registry_of(inner), heads_of(inner)
-    if registry is None:
-        registry = Registry(encoder)
-        registry.gate.install(encoder)
-        setattr(encoder, CHILD, registry)
-    if heads is None:
-        gate = registry.gate
-        if inner is not encoder:
-            gate = Gate(registry.switch)
-            gate.install(inner)
-            registry.gates.append(gate)
-        heads = Heads(inner, registry.anatomy, gate)
-        inner.register_module(HEADS, heads)
-    return inner, registry, heads
 
 
 def add(
@@ -161,7 +127,7 @@ def insert(
     Raises:
         CompositionError, ConfigError, BaseModelError: As `add` says; also if weights do not fit.
     """
-    inner, registry, heads = _open(model)
+    inner, registry, heads = open_model(model)
     name = adapter.name
     try:
         if name in registry.adapters:
@@ -252,156 +218,6 @@ def _hooked_by(module: nn.Module, site: Site) -> bool:
     )
 
 
-def _plan(
-    inner: PreTrainedModel, registry: Registry, gate: Gate, composition: Composition | None
-) -> Plan:
-    """Return the plan of a composition or its text, from the cache if it was made before."""
-    if not isinstance(composition, str | None):
-        check_composition(composition)  # before the look-up: it may not even be hashable
-    if composition in gate.plans:
-        return gate.plans[composition]
-    value = parse(composition) if isinstance(composition, str) else composition
-    if value is not None:
-        _check_names(registry, value)
-    heads = heads_of(inner)
-    plan = compile_plan(value, registry.held(), heads.names() if heads is not None else ())
-    if inner.get_output_embeddings() is not None:
-        for place in (place for one in registry.adapters.values() for place in one.places):
-            program = plan.programs.get(place.port.key)
-            if place.undone and program is not None and not program.invertible:
-                raise CompositionError(
-                    f"{value} mixes couplings by their outputs, which has no inverse, and this "
-                    f"{type(inner).__name__} needs one before its output embedding. Average "
-                    "over weights, or use the encoder without a masked-language head."
-                )
-    gate.plans[composition] = plan
-    return plan
-
-
-def _check_names(registry: Registry, composition: Composition) -> None:
-    for name in names(composition):
-        registry.require(name)
-    fusions = {
-        name
-        for name, adapter in registry.adapters.items()
-        if any(isinstance(method, Fusion) for method in adapter.methods)
-    }
-    for node in nodes(composition):
-        if isinstance(node, str) and node in fusions:
-            raise CompositionError(
-                f"{node!r} is a fusion and acts on others only. Say which: Fuse(..., by={node!r})."
-            )
-        if isinstance(node, Fuse) and node.by not in fusions:
-            raise CompositionError(
-                f"{node.by!r} in {node} is no fusion. Add one: "
-                "adapterx.add(model, name, Fusion(like=...))."
-            )
-        if isinstance(node, Side) and not registry.sided:
-            raise CompositionError(
-                f"{node} is for encoder-decoders, and this model has one side. Leave Side out."
-            )
-
-
-def _check_untrained_means(composition: Composition | None, trainable: Collection[str]) -> None:
-    """Refuse to train what is averaged by weights: what is saved would not be what acted."""
-    for node in nodes(composition) if composition is not None else ():
-        if isinstance(node, Average) and node.over == "weights" and len(set(node.children)) > 1:
-            for name in node.children:
-                if name in trainable:
-                    raise CompositionError(
-                        f"{name!r} is trainable and part of {node}, a mean of weights: it would "
-                        "be trained as what it is not. Average over outputs, or freeze it first: "
-                        "adapterx.set_trainable(model, [])."
-                    )
-
-
-def activate(model: _Model, composition: Composition | None) -> _Model:
-    """Say which adapters act from now on; the head of the last task in it answers.
-
-    Models around one encoder keep a setup each; the encoder itself runs what was activated last.
-
-    Args:
-        model: A model with adapters.
-        composition: A name, ``Stack(...)`` or another composition, the text form of one, or None
-            for the plain base with its own head.
-
-    Returns:
-        `model`. Which parameters train is not changed.
-
-    Raises:
-        UnknownNameError: If a name is not attached; what was active stays so.
-        CompositionError: If it is not a composition, or cannot act on this model.
-    """
-    inner = unwrap(model)
-    registry = registry_of(inner)
-    if registry is None:
-        if composition is None:
-            return model
-        _check_names(Registry(inner.base_model), _value(composition))  # nothing is attached
-        return model
-    inner, registry, heads = _open(inner)
-    plan = _plan(inner, registry, heads.gate, composition)
-    if registry.switch.trainable:
-        _check_untrained_means(plan.composition, registry.switch.trainable)
-    heads.show(inner, plan)
-    if inner is inner.base_model:
-        for gate in registry.gates:
-            gate.plan = None
-    else:
-        heads.gate.plan = plan
-    registry.switch.default = Flow(plan)
-    return model
-
-
-def _value(composition: Composition) -> Composition:
-    return parse(composition) if isinstance(composition, str) else check_composition(composition)
-
-
-@contextmanager
-def using(
-    model: _Model,
-    composition: Composition | EllipsisType | None = ...,
-    *,
-    lang: Choice | None = None,
-    target: Choice | None = None,
-    task: Choice | None = None,
-) -> Iterator[_Model]:
-    """Activate a composition for a while; afterwards what was active before is so again.
-
-    Args:
-        model: A model with adapters.
-        composition: As `activate`; left out, what is active stays.
-        lang: What rows choose in every call inside, as in ``model(**batch, lang=...)``, for
-            callers that cannot pass it on (``pipeline``): one name for all rows, or one a row.
-        target: The same for the decoder's language.
-        task: The same for the task.
-
-    Raises:
-        UnknownNameError, CompositionError: As `activate`.
-    """
-    registry = registry_of(model)
-    before = active_on(model)
-    if composition is not ...:
-        activate(model, composition)
-    heads = heads_of(model)
-    gates = [] if registry is None or heads is None else [heads.gate, registry.gate]
-    given: dict[Axis, Choice] = {}
-    choices: dict[Axis, Choice | None] = {"lang": lang, "target": target, "task": task}
-    for axis, choice in choices.items():
-        if choice is not None:
-            given[axis] = choice
-    kept = [gate.given for gate in gates]
-    for gate in gates:
-        gate.given = given or gate.given
-    try:
-        yield model
-    finally:
-        for gate, old in zip(gates, kept, strict=True):
-            gate.given = old
-        if composition is not ...:
-            activate(model, before)
-
-
 def set_trainable(model: _Model, names: str | Collection[str]) -> _Model:
     """Make exactly these adapters (and their heads) trainable; everything else is frozen.
 
@@ -418,7 +234,7 @@ def set_trainable(model: _Model, names: str | Collection[str]) -> _Model:
     for name in wanted:
         registry.require(name)
     for gate in registry.gates:
-        _check_untrained_means(gate.active.composition, wanted)
+        check_untrained_means(gate.active.composition, wanted)
     inner.requires_grad_(False)
     registry.switch.trainable = frozenset(wanted)
     for name in wanted:

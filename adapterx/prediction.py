@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from adapterx.activation import activate
 from adapterx.anatomy import anatomy_of, known_families
 from adapterx.attachment import attach
 from adapterx.composition import Axis
 from adapterx.errors import BaseModelError, ConfigError, ShapeError
-from adapterx.model import activate
 from adapterx.registry import active_on, heads_of, unwrap
 
 __all__ = ["Prediction", "Text", "logits_of", "predict"]

@@ -126,7 +126,7 @@ class Flow(NamedTuple):
 
     Attributes:
         plan: The compiled composition.
-        rows: What its rows chose, None if there is nothing to choose.
+        rows: What its rows chose, None if there is nothing to choose or no pass under way.
         gate: Where the pass came in, None outside of a pass.
     """
 
@@ -145,13 +145,16 @@ class Switch:
         self.default = Flow(_NOTHING)
         # The adapters that train, as `set_trainable` left them.
         self.trainable: frozenset[str] = frozenset()
+        # A layer checkpointed by other means than Hugging Face's own runs again outside of its
+        # pass; it finds the rows of the last one.
+        self.last: Flow | None = None
         self._local = threading.local()
         # Dynamo cannot look into thread-locals; a traced pass keeps its flow here.
         self.traced: Flow | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Passes under way and their rows stay behind.
-        return {"default": self.default._replace(rows=None), "trainable": self.trainable}
+        return {"default": self.default, "trainable": self.trainable}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
@@ -160,7 +163,12 @@ class Switch:
     def flow(self) -> Flow:
         """Return what is in force: that of the pass under way, or what was activated last."""
         inner = self.inner()
-        return self.default if inner is None else inner
+        if inner is not None:
+            return inner
+        last = self.last
+        if last is not None and last.plan is self.default.plan and _in_backward():
+            return last
+        return self.default
 
     def inner(self) -> Flow | None:
         """Return the flow of the pass under way in this thread, None outside of one."""
@@ -184,10 +192,8 @@ class Switch:
             self.traced = None
             return
         flow: Flow = self._local.stack.pop()
-        # A layer checkpointed by other means than Hugging Face's own runs again outside of the
-        # pass; it finds the rows of the last one.
-        if flow.rows is not None and self.default.plan is flow.plan:
-            self.default = Flow(flow.plan, flow.rows)
+        if flow.rows is not None:
+            self.last = flow
 
     def put(self, flow: Flow | None) -> None:
         """Change the flow of the pass under way; None for none, as it was outside of one."""
@@ -209,6 +215,11 @@ class Switch:
             yield
         finally:
             self.pop()
+
+
+def _in_backward() -> bool:
+    # As torch.utils.checkpoint asks; -1 outside of a backward pass.
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class _Carried:
@@ -240,7 +251,6 @@ class Gate:
         self.switch = switch
         self.plan: Plan | None = None
         self.plans: dict[Composition | None, Plan] = {}
-        self.given: Mapping[Axis, Choice] = {}
 
     @property
     def active(self) -> Plan:
@@ -264,10 +274,9 @@ class Gate:
         if not plan.routed and not call:
             flow = Flow(plan, None, self)
         else:
-            given = {**self.given, **call}
             kwargs = {key: value for key, value in kwargs.items() if key not in AXES}
             count = _count(args, kwargs)
-            flow = Flow(plan, Rows(_variants(plan, given, count), self.switch.trainable), self)
+            flow = Flow(plan, Rows(_variants(plan, call, count), self.switch.trainable), self)
             if plan.outputs > 1:
                 args = tuple(_repeated(value, count, plan.outputs) for value in args)
                 kwargs = {

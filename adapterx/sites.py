@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from adapterx.anatomy import Port
 from adapterx.methods import MethodModule
-from adapterx.plan import Program
 from adapterx.routing import Flow, Rows, Selector, Switch, unhook
+from adapterx.steps import Program
 
 __all__ = ["CHILD", "Site", "install", "remove"]
 

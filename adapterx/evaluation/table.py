@@ -10,11 +10,11 @@ from scipy.stats import bootstrap
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from adapterx.activation import using
 from adapterx.composition import Composition, JsonValue
 from adapterx.data import Example
 from adapterx.errors import DataError
 from adapterx.languages import language_name, script_name
-from adapterx.model import using
 from adapterx.registry import heads_of
 from adapterx.tasks.classification import ClassificationMetric, predict_labels
 

@@ -15,10 +15,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from adapterx.activation import activate, using
 from adapterx.composition import Scale, Stack
 from adapterx.data import Pair
 from adapterx.errors import DataError
-from adapterx.model import activate, set_strength, set_trainable, using
+from adapterx.model import set_strength, set_trainable
 from adapterx.prediction import logits_of
 from adapterx.training.config import LANGUAGE_CONFIG, TrainingConfig
 from adapterx.training.loop import Result, fit

@@ -8,9 +8,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from adapterx.activation import activate
 from adapterx.composition import Composition
 from adapterx.data import Example
-from adapterx.model import activate, set_trainable
+from adapterx.model import set_trainable
 from adapterx.registry import heads_of
 from adapterx.tasks.classification import ClassificationMetric, Collator, predict_labels
 from adapterx.training.config import TASK_CONFIG, TrainingConfig

@@ -1,8 +1,7 @@
 """Compositions: values that say which adapters act, in which order, how strongly, for which rows.
 
 A composition is a name (a plain string) or one of the classes here, nested at will. All are
-frozen, comparable, printable and free of torch. They have a text form,
-``Stack(Average(sw: 0.6, rw: 0.4), nli)``, that `parse` reads back, and a JSON form.
+frozen, comparable, printable and free of torch.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -18,37 +17,33 @@ from adapterx.errors import CompositionError
 
 __all__ = [
     "AXES",
+    "KINDS",
     "Average",
     "Axis",
     "Composition",
     "Fuse",
-    "JsonValue",
     "Parallel",
     "PerExample",
     "Scale",
     "Side",
     "Stack",
+    "average",
     "check_composition",
     "check_name",
+    "children_of",
     "choices",
+    "choose",
     "expand",
-    "from_json",
     "is_name",
     "names",
     "nodes",
-    "parse",
-    "to_json",
 ]
 
-JsonValue: TypeAlias = (
-    bool | int | float | str | list["JsonValue"] | Mapping[str, "JsonValue"] | None
-)
 # What a row can choose by; each is a keyword of ``model(**batch, lang=[...])``.
 Axis: TypeAlias = Literal["lang", "target", "task"]
 AXES: Final[tuple[Axis, ...]] = get_args(Axis)
 
 _NAME: Final = re.compile(r"\w[\w\-]*")
-_TOKEN: Final = re.compile(r"\s*([(),:;]|[^\s(),:;]+)")
 # More rows than any batch needs; a product of many Parallels would fill the memory instead.
 _MOST_OUTPUTS: Final = 1024
 
@@ -302,7 +297,7 @@ class Side:
 
 
 Composition: TypeAlias = str | Stack | Scale | Average | Parallel | Fuse | PerExample | Side
-_KINDS: Final = (Stack, Scale, Average, Parallel, Fuse, PerExample, Side)
+KINDS: Final = (Stack, Scale, Average, Parallel, Fuse, PerExample, Side)
 
 
 def check_composition(value: object) -> Composition:
@@ -313,7 +308,7 @@ def check_composition(value: object) -> Composition:
     """
     if isinstance(value, str):
         return check_name(value)
-    if isinstance(value, _KINDS):
+    if isinstance(value, KINDS):
         return value
     raise CompositionError(
         f"{value!r} is no composition. Use an adapter's name, Stack(...), Average(...) or another."
@@ -341,7 +336,8 @@ def _finite(number: object, what: str) -> float:
     return finite
 
 
-def _children(composition: Composition) -> tuple[Composition, ...]:
+def children_of(composition: Composition) -> tuple[Composition, ...]:
+    """Return what a composition is made of, nothing for a name."""
     match composition:
         case str():
             return ()
@@ -354,7 +350,7 @@ def _children(composition: Composition) -> tuple[Composition, ...]:
 def nodes(composition: Composition) -> Iterator[Composition]:
     """Yield a composition and everything in it, in the order it acts."""
     yield composition
-    for child in _children(composition):
+    for child in children_of(composition):
         yield from nodes(child)
 
 
@@ -365,7 +361,7 @@ def names(composition: Composition) -> tuple[str, ...]:
     def collect(node: Composition) -> None:
         if isinstance(node, str):
             found[node] = None
-        for child in _children(node):
+        for child in children_of(node):
             collect(child)
         if isinstance(node, Fuse):
             found[node.by] = None
@@ -394,8 +390,26 @@ def choices(composition: Composition) -> dict[Axis, tuple[str, ...]]:
     return found
 
 
+def choose(composition: Composition, chosen: Mapping[Axis, str]) -> Composition:
+    """Return a composition with some choices made for all rows.
+
+    Args:
+        composition: Any composition.
+        chosen: A key for each axis that is chosen; the others stay open.
+    """
+    if isinstance(composition, PerExample):
+        if composition.by in chosen:
+            at = composition.keys.index(chosen[composition.by])
+            return choose(composition.children[at], chosen)
+        pairs = zip(composition.keys, composition.children, strict=True)
+        return PerExample({key: choose(child, chosen) for key, child in pairs}, by=composition.by)
+    if isinstance(composition, str):
+        return composition
+    return _withchildren_of(composition, [choose(one, chosen) for one in children_of(composition)])
+
+
 def _outputs(composition: Composition) -> int:
-    counts = [_outputs(child) for child in _children(composition)]
+    counts = [_outputs(child) for child in children_of(composition)]
     return sum(counts) if isinstance(composition, Parallel) else math.prod(counts)
 
 
@@ -413,237 +427,34 @@ def expand(composition: Composition, chosen: Mapping[Axis, str]) -> list[Composi
         case str():
             return [composition]
         case PerExample():
-            at = composition.keys.index(chosen[composition.by])
-            return expand(composition.children[at], chosen)
+            return expand(choose(composition, chosen), chosen)
         case Parallel():
             return [one for child in composition.children for one in expand(child, chosen)]
-    parts = itertools.product(*(expand(child, chosen) for child in _children(composition)))
-    return [_with_children(composition, children) for children in parts]
+    parts = itertools.product(*(expand(child, chosen) for child in children_of(composition)))
+    return [_withchildren_of(composition, children) for children in parts]
 
 
-def _with_children(composition: Composition, children: Sequence[Composition]) -> Composition:
+def _withchildren_of(composition: Composition, children: Sequence[Composition]) -> Composition:
     match composition:
         case Scale():
             return Scale(children[0], composition.factor)
         case Side():
             return Side(children[0], composition.side)
         case Average():
-            return _average(children, composition.weights, composition.over)
+            return average(children, composition.weights, composition.over)
         case Fuse():
             return Fuse(*children, by=composition.by)
+        case Parallel():
+            return Parallel(*children)
     return Stack(*children)
 
 
-def _average(
+def average(
     children: Sequence[Composition],
     weights: Sequence[float],
     over: Literal["weights", "outputs"],
 ) -> Average:
+    """Return an average of children that may stand in it twice."""
     # Through single pairs: a child may stand in an average twice.
     pairs = [{child: weight} for child, weight in zip(children, weights, strict=True)]
     return Average(*pairs, over=over)
-
-
-# The text form
-
-
-def parse(text: str) -> Composition:
-    """Read a composition from its text form; the inverse of ``str``.
-
-    Args:
-        text: For example ``"topics"``, ``"Stack(Scale(mi, 0.5), topics)"``,
-            ``"Average(sw: 0.6, rw: 0.4)"``, ``"Average(sw: 0.6, Stack(rw, rn): 0.4; outputs)"``,
-            ``"Fuse(a, b; mix)"``, ``"PerExample(sw: sw, en: Stack(); lang)"``,
-            ``"Side(sw, decoder)"``.
-
-    Raises:
-        CompositionError: If the text is not a composition; the message shows where.
-    """
-    return _Parser(text).whole()
-
-
-class _Parser:
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.tokens = [(match[1], match.start(1)) for match in _TOKEN.finditer(text)]
-        self.tokens.append(("", len(text)))
-        self.at = 0
-
-    def whole(self) -> Composition:
-        try:
-            composition = self.composition()
-        except RecursionError:
-            raise CompositionError(
-                f"The composition {self.text[:40]!r}… is nested too deep. "
-                "Stacks in stacks can be flattened."
-            ) from None
-        if self.peek():
-            raise self.unexpected()
-        return composition
-
-    def peek(self) -> str:
-        return self.tokens[self.at][0]
-
-    def take(self) -> str:
-        token = self.peek()
-        if token in {"", "(", ")", ",", ":", ";"}:
-            raise self.unexpected()
-        self.at += 1
-        return token
-
-    def accept(self, symbol: str) -> bool:
-        found = self.peek() == symbol
-        self.at += found
-        return found
-
-    def expect(self, symbol: str) -> None:
-        if not self.accept(symbol):
-            raise self.unexpected(f", expected {symbol!r}")
-
-    def number(self) -> float:
-        token = self.take()
-        try:
-            return float(token)
-        except ValueError:
-            self.at -= 1
-            raise self.unexpected(", expected a number") from None
-
-    def listed(self, item: Callable[[], None]) -> None:
-        """Read items between commas up to the closing bracket or semicolon."""
-        if self.peek() not in {")", ";"}:
-            item()
-            while self.accept(","):
-                item()
-
-    def pairs(self, value: Callable[[], object]) -> list[tuple[Composition, object]]:
-        found: list[tuple[Composition, object]] = []
-
-        def item() -> None:
-            key = self.composition()
-            self.expect(":")
-            found.append((key, value()))
-
-        self.listed(item)
-        return found
-
-    def composition(self) -> Composition:
-        word = self.take()
-        if not self.accept("("):
-            return check_name(word)
-        children: list[Composition] = []
-        value: Composition
-        match word:
-            case "Stack" | "Parallel":
-                self.listed(lambda: children.append(self.composition()))
-                value = Stack(*children) if word == "Stack" else Parallel(*children)
-            case "Scale":
-                child = self.composition()
-                self.expect(",")
-                value = Scale(child, self.number())
-            case "Side":
-                child = self.composition()
-                self.expect(",")
-                value = Side(child, self.take())  # type: ignore[arg-type]  # checked there
-            case "Fuse":
-                self.listed(lambda: children.append(self.composition()))
-                self.expect(";")
-                value = Fuse(*children, by=self.take())
-            case "Average":
-                weighted = [{key: number} for key, number in self.pairs(self.number)]
-                over = self.take() if self.accept(";") else "weights"
-                value = Average(*weighted, over=over)  # type: ignore[arg-type]  # checked there
-            case "PerExample":
-                chosen = self.pairs(self.composition)
-                self.expect(";")
-                by = self.take()
-                keys = [key for key, _ in chosen]
-                if len(set(keys)) < len(keys):
-                    raise CompositionError(f"A key stands twice in {self.text!r}.")
-                value = PerExample(dict(chosen), by=by)  # type: ignore[arg-type]  # checked there
-            case _:
-                known = ", ".join(sorted(kind.__name__ for kind in _KINDS))
-                raise CompositionError(
-                    f"{word!r} is no kind of composition in {self.text!r} (known: {known})."
-                )
-        self.expect(")")
-        return value
-
-    def unexpected(self, expected: str = "") -> CompositionError:
-        token, at = self.tokens[self.at]
-        found = repr(token) if token else "the end"
-        return CompositionError(
-            f"{found} at character {at} of the composition {self.text!r}{expected}. "
-            "Write for example Stack(Scale(sw, 0.5), nli)."
-        )
-
-
-# The JSON form
-
-
-def to_json(composition: Composition) -> JsonValue:
-    """Return a composition as JSON data: a name, or an object named after its kind."""
-    children = [to_json(child) for child in _children(composition)]
-    match composition:
-        case str():
-            return composition
-        case Stack():
-            return {"stack": children}
-        case Parallel():
-            return {"parallel": children}
-        case Scale():
-            return {"scale": children[0], "factor": composition.factor}
-        case Side():
-            return {"side": children[0], "of": composition.side}
-        case Fuse():
-            return {"fuse": children, "by": composition.by}
-        case Average():
-            return {
-                "average": children,
-                "weights": list(composition.weights),
-                "over": composition.over,
-            }
-        case PerExample():
-            return {
-                "per_example": dict(zip(composition.keys, children, strict=True)),
-                "by": composition.by,
-            }
-
-
-def from_json(data: JsonValue) -> Composition:
-    """Read what `to_json` wrote.
-
-    Raises:
-        CompositionError: If `data` is not a composition's JSON form.
-    """
-    try:
-        return _from_json(data)
-    except RecursionError:
-        raise CompositionError("A composition's JSON form is nested too deep.") from None
-
-
-def _from_json(data: JsonValue) -> Composition:
-    match data:
-        case str():
-            return check_name(data)
-        case {"stack": [*children], **rest} if not rest:
-            return Stack(*map(_from_json, children))
-        case {"parallel": [*children], **rest} if not rest:
-            return Parallel(*map(_from_json, children))
-        case {"scale": child, "factor": int() | float() as factor, **rest} if not rest:
-            return Scale(_from_json(child), factor)
-        case {"side": child, "of": "encoder" | "decoder" as side, **rest} if not rest:
-            return Side(_from_json(child), side)
-        case {"fuse": [*children], "by": str(by), **rest} if not rest:
-            return Fuse(*map(_from_json, children), by=by)
-        case {
-            "average": [*children],
-            "weights": [*weights],
-            "over": "weights" | "outputs" as over,
-            **rest,
-        } if not rest and len(children) == len(weights):
-            return _average([_from_json(child) for child in children], weights, over)  # type: ignore[arg-type]  # checked there
-        case {"per_example": dict(pairs), "by": "lang" | "target" | "task" as by, **rest} if (
-            not rest
-        ):
-            return PerExample({key: _from_json(child) for key, child in pairs.items()}, by=by)
-    raise CompositionError(f"{data!r} is not the JSON form of a composition.")

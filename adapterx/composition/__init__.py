@@ -1,0 +1,48 @@
+"""Compositions: values that say which adapters act, how strongly, and for which rows."""
+
+from adapterx.composition.notation import JsonValue, from_json, parse, to_json
+from adapterx.composition.values import (
+    AXES,
+    Average,
+    Axis,
+    Composition,
+    Fuse,
+    Parallel,
+    PerExample,
+    Scale,
+    Side,
+    Stack,
+    check_composition,
+    check_name,
+    choices,
+    choose,
+    expand,
+    is_name,
+    names,
+    nodes,
+)
+
+__all__ = [
+    "AXES",
+    "Average",
+    "Axis",
+    "Composition",
+    "Fuse",
+    "JsonValue",
+    "Parallel",
+    "PerExample",
+    "Scale",
+    "Side",
+    "Stack",
+    "check_composition",
+    "check_name",
+    "choices",
+    "choose",
+    "expand",
+    "from_json",
+    "is_name",
+    "names",
+    "nodes",
+    "parse",
+    "to_json",
+]
