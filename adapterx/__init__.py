@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from adapterx.overview import Summary, summary
     from adapterx.pooling import MeanPoolingForSequenceClassification
     from adapterx.prediction import predict
+    from adapterx.sharing import share
     from adapterx.store import load, pull, push, save
 
 __version__ = "0.1.0"
@@ -59,6 +60,7 @@ _HOME: Final = {
     "register_anatomy": "adapterx.anatomy",
     "save": "adapterx.store",
     "set_trainable": "adapterx.model",
+    "share": "adapterx.sharing",
     "summary": "adapterx.overview",
     "using": "adapterx.activation",
 }
@@ -92,6 +94,7 @@ __all__ = [
     "register_anatomy",
     "save",
     "set_trainable",
+    "share",
     "summary",
     "using",
 ]

@@ -57,6 +57,10 @@ def open_model(model: nn.Module) -> tuple[PreTrainedModel, Registry, Heads]:
         registry = Registry(encoder)
         registry.gate.install(encoder)
         setattr(encoder, CHILD, registry)
+    if heads is not None and heads.gate not in registry.gates:
+        # Adapters of a shared encoder were all taken off by way of another model.
+        heads.gate.remove(inner)
+        heads = None
     if heads is None:
         gate = registry.gate
         if inner is not encoder:

@@ -126,6 +126,9 @@ def describe(methods: Sequence[Method]) -> str:
 
 
 def _describe(method: Method) -> str:
+    if isinstance(method, Fusion):
+        assert isinstance(method.like, tuple)
+        return f"Fusion of {describe(method.like)}"
     settings = [
         f"{field.name}={getattr(method, field.name)!r}"
         for field in dataclasses.fields(method)

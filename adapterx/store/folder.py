@@ -39,7 +39,7 @@ from adapterx.store.peft import (
     tensors_to_peft,
 )
 
-__all__ = ["card_of", "load_folder", "save", "write_atomically"]
+__all__ = ["card_of", "load_folder", "replaceable", "save_adapter", "write_atomically"]
 
 _CONFIG: Final = "adapter_config.json"
 _WEIGHTS: Final = "adapter_model.safetensors"
@@ -47,23 +47,13 @@ _HEAD: Final = "head.safetensors"
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
-def save(
+def save_adapter(
     model: nn.Module,
     name: str,
-    folder: str | Path,
-    *,
+    folder: Path,
     card: Mapping[str, JsonValue] | None = None,
 ) -> Path:
     """Save one adapter, with its head if it is a task, as a folder.
-
-    Args:
-        model: The model it is attached to.
-        name: The adapter.
-        folder: Where to; an adapter's folder that is there is replaced whole, in one rename.
-        card: Facts to keep with it (training data, scores), added to those it has.
-
-    Returns:
-        The folder.
 
     Raises:
         UnknownNameError: If no adapter of that name is attached.
@@ -109,13 +99,21 @@ def save(
             save_file(head, scratch / _HEAD, metadata={"format": "pt"})
         (scratch / "README.md").write_text(model_card(facts, adapter.methods), encoding="utf-8")
 
-    target = Path(folder)
-    is_adapter = (target / CARD).is_file()
-    if target.exists() and not is_adapter and not (target.is_dir() and _is_empty(target)):
+    replaceable(folder, CARD, name)
+    return write_atomically(folder, write)
+
+
+def replaceable(folder: Path, sign: str, name: str) -> None:
+    """Refuse to write over what is no folder of ours, known by the file `sign` in it.
+
+    Raises:
+        FormatError: If it is something else and not empty.
+    """
+    ours = (folder / sign).is_file()
+    if folder.exists() and not ours and not (folder.is_dir() and _is_empty(folder)):
         raise FormatError(
-            f"{target} exists and is not an adapter's folder. Give a new folder to save {name!r}."
+            f"{folder} exists and is not an adapter's folder. Give a new folder to save {name!r}."
         )
-    return write_atomically(target, write)
 
 
 def card_of(model: nn.Module, name: str, facts: Mapping[str, JsonValue] | None = None) -> Card:
