@@ -6,13 +6,19 @@ Every test here compares with runs of single rows under those.
 
 from __future__ import annotations
 
+import copy
+import io
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel, pipeline
 
 import adapterx
 from adapterx import (
@@ -77,6 +83,12 @@ COMPOSITIONS: dict[str, Composition] = {
 }
 # On every family.
 FEW = {name: COMPOSITIONS[name] for name in ("axes", "in a parallel")}
+# Transformers 5.23 renamed it.
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if hasattr(PreTrainedModel, f"{name}_enable")
+)
 # Rows of a batch of 5 by axis.
 CHOSEN: dict[Axis, list[str]] = {
     "lang": ["b", "a", "c", "a", "b"],
@@ -161,10 +173,14 @@ def _plain(
             yield row, each[row][block]
 
 
-def _answer(model: Any, batch: Mapping[str, Any], **choice: Any) -> dict[str, Tensor]:
+def _answer(
+    model: Any, batch: Mapping[str, Any], *, hidden: bool = True, **choice: Any
+) -> dict[str, Tensor]:
+    # Recording hidden states leaves hooks of Hugging Face's on the model that cannot be pickled.
     with torch.no_grad():
-        outputs = model(**batch, **choice, output_hidden_states=True)
-    answer = {f"hidden.{index}": state for index, state in enumerate(outputs.hidden_states)}
+        outputs = model(**batch, **choice, **({"output_hidden_states": True} if hidden else {}))
+    states = outputs.hidden_states if hidden else ()
+    answer = {f"hidden.{index}": state for index, state in enumerate(states)}
     for key in ("logits", "last_hidden_state", "pooler_output"):
         if outputs.get(key) is not None:
             answer[key] = outputs[key]
@@ -417,3 +433,300 @@ def test_frozen_rows_need_no_graph(setup, batch, way) -> None:
     adapterx.set_trainable(model, [])
     outputs = model(**batch, lang=["a", "b", "b", "c"], task=["t", "t", "u", "t"])
     assert not outputs.logits.requires_grad
+
+
+# Kinds of model
+
+
+MASKED = {  # couplings' outputs have no mean; all else is undone row by row
+    "languages": LANGUAGES,
+    "without": PerExample({"a": "a", "b": Stack(), "c": Scale("c", 0.5)}),
+    "weights": Stack(PerExample({"a": Average("a", "b"), "b": "b", "c": "c"}), "d"),
+    "stacks": COMPOSITIONS["stacks"],
+    "parallel": Parallel(Stack(LANGUAGES, "d"), "b"),
+}
+
+
+@pytest.mark.parametrize("wide", WIDE)
+@pytest.mark.parametrize("name", MASKED)
+def test_couplings_are_undone_row_by_row(setup, make_batch, agree, wide, mode, name, way) -> None:
+    batch, composition = make_batch(rows=5, length=6), MASKED[name]
+    model = setup(wide, "seq_bn_inv", "masked-lm", hidden=33, heads=3, mode=mode)
+    expected = _alone(model, composition, batch, _chosen(composition))
+    adapterx.activate(model, composition)
+    agree(_answer(model, batch, **_chosen(composition)), expected)
+
+
+@pytest.mark.parametrize("other", ["encoder", "token", "mean"])
+@pytest.mark.parametrize("name", ["axes", "in a parallel", "without"])
+def test_rows_of_other_model_classes_equal_single_runs(
+    setup, make_batch, agree, other, name, way
+) -> None:
+    batch, composition = make_batch(rows=5, length=6), COMPOSITIONS[name]
+    model = setup("bert", "seq_bn_inv", other)
+    expected = _alone(model, composition, batch, _chosen(composition))
+    adapterx.activate(model, composition)
+    agree(_answer(model, batch, **_chosen(composition)), expected)
+
+
+def test_encoder_inside_a_model_takes_rows_too(setup, make_batch, agree, way) -> None:
+    batch, composition = make_batch(rows=5, length=6), COMPOSITIONS["axes"]
+    model = setup()
+    expected = _alone(model.base_model, composition, batch, _chosen(composition))
+    adapterx.activate(model.base_model, composition)
+    agree(_answer(model.base_model, batch, **_chosen(composition)), expected)
+    # A task has a pooler of its own; the model shows it once the task is active on the model.
+    adapterx.activate(model, composition)
+    answer = _answer(model.base_model, batch, **_chosen(composition))
+    answer["pooler_output"] = expected["pooler_output"]
+    agree(answer, expected)
+
+
+def test_loss_of_a_mixed_batch_is_the_mean_of_its_rows(setup, batch, way) -> None:
+    """Padded logits have no probability: tasks with other label counts share a batch."""
+    model = setup()
+    chosen = {"lang": ["a", "b", "c", "a"], "task": ["u", "t", "t", "u"]}
+    labels = torch.tensor([3, 1, 0, 0])
+    losses = []
+    with torch.no_grad():
+        for row, one in _plain(COMPOSITIONS["axes"], chosen, 4):
+            with adapterx.using(model, one):
+                losses.append(model(**_row(batch, row), labels=labels[row : row + 1]).loss)
+        adapterx.activate(model, COMPOSITIONS["axes"])
+        loss = model(**batch, labels=labels, **chosen).loss
+    assert abs(loss - torch.stack(losses).mean()) < 1e-5
+
+
+def test_labels_of_a_parallel_batch_are_repeated(setup, batch, way) -> None:
+    model = setup()
+    labels = torch.tensor([1, 1, 0, 0])
+    losses = []
+    with torch.no_grad():
+        for name in ("t", "u"):
+            losses.append(adapterx.activate(model, name)(**batch, labels=labels).loss)
+        loss = adapterx.activate(model, Parallel("t", "u"))(**batch, labels=labels).loss
+    assert abs(loss - torch.stack(losses).mean()) < 1e-5
+
+
+# The way of running
+
+
+@pytest.mark.parametrize("methods", ["seq_bn_inv", "mixed"])
+@pytest.mark.parametrize("name", ["axes", "fused", "outputs", "in a parallel"])
+def test_half_precision_base_answers_as_single_runs(
+    setup, make_batch, agree, methods, name, way
+) -> None:
+    batch, composition = make_batch(rows=5, length=6), COMPOSITIONS[name]
+    model = setup("bert", methods, dtype=torch.bfloat16)
+    expected = _alone(model, composition, batch, _chosen(composition))
+    adapterx.activate(model, composition)
+    answers = _answer(model, batch, **_chosen(composition))
+    assert answers["hidden.1"].dtype == torch.bfloat16
+    agree(answers, expected, torch.bfloat16)
+
+
+@pytest.mark.parametrize("methods", ["seq_bn_inv", "mixed"])
+@pytest.mark.parametrize("name", ["axes", "fused", "outputs", "in a parallel"])
+def test_autocast_answers_as_the_plain_run(
+    setup, make_batch, close, methods, name, mode, way
+) -> None:
+    batch, composition = make_batch(rows=5, length=6), COMPOSITIONS[name]
+    model = adapterx.activate(setup("bert", methods, mode=mode), composition)
+    chosen = _chosen(composition)
+    expected = _answer(model, batch, **chosen)
+    with torch.autocast("cpu", torch.bfloat16):
+        answers = _answer(model, batch, **chosen)
+    for key in ("hidden.1", "hidden.2"):
+        assert close(answers[key], expected[key], torch.bfloat16)
+    answered = expected["logits"] > -1e30
+    assert torch.equal(answers["logits"] > -1e30, answered)
+    assert close(answers["logits"][answered], expected["logits"][answered], torch.bfloat16)
+
+
+CHECKPOINTED: dict[str, Any] = {
+    "no reentry": {"use_reentrant": False},
+    "reentry": {"use_reentrant": True},
+}
+
+
+@pytest.mark.parametrize("how", CHECKPOINTED.values(), ids=CHECKPOINTED)
+@pytest.mark.parametrize("name", ["axes", "in a parallel", "fused"])
+def test_gradient_checkpointing_gives_equal_gradients(setup, batch, close, how, name, way) -> None:
+    composition = COMPOSITIONS[name]
+    model = setup("bert", "seq_bn_inv", mode="train", dropout=0.1).double()
+    adapterx.set_trainable(model, [*"abcdtu", "mix"])
+    adapterx.activate(model, composition)
+    acting, first = names(composition), _chosen(composition, rows=4)
+    second = {axis: keys[::-1] for axis, keys in first.items()}
+    rows = range(4 * len(expand(composition, {"lang": "a", "task": "t"})))
+
+    def gradients(leave: bool) -> dict[Any, Any]:
+        """Run two batches forward before one backward; in `using`, or left before it."""
+        torch.manual_seed(3)
+        model.zero_grad()
+        number = _number(model(**batch, **first, output_hidden_states=True), rows)
+        with adapterx.using(model, **second):
+            number = number + 2 * _number(model(**batch, output_hidden_states=True), rows)
+            if not leave:
+                number.backward()
+        if leave:
+            with adapterx.using(model, "d"):  # something else is in force meanwhile
+                number.backward()
+        return {key: p.grad.clone() for key, p in _parameters(model, acting).items()}
+
+    expected = gradients(leave=False)
+    calls: list[int] = []
+    model.bert.encoder.layer[1].attention.register_forward_hook(lambda *_: calls.append(1))
+    getattr(model, f"{CHECKPOINTING}_enable")(how)
+    if how["use_reentrant"]:
+        model.enable_input_require_grads()
+    for leave in (False, True):
+        calls.clear()
+        again = gradients(leave)
+        assert len(calls) == 4, "the layer did not run again"
+        largest = max(gradient.abs().max() for gradient in expected.values())
+        for key, gradient in expected.items():
+            assert (again[key] - gradient).abs().max() <= 1e-9 * largest, key
+
+
+@pytest.mark.parametrize("name", ["axes", "in the weights"])
+def test_threads_with_other_rows_share_a_model(setup, make_batch, same, name, way) -> None:
+    composition = Stack(Average("a", "d"), COMPOSITIONS["axes"])
+    composition = composition if name == "in the weights" else COMPOSITIONS[name]
+    model = adapterx.activate(setup("bert", "seq_bn_inv"), composition)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    calls = []
+    for seed in range(12):
+        generator = random.Random(seed)
+        count = generator.randint(1, 4)
+        lang, task = (generator.choices(keys, k=count) for keys in ("abc", "tu"))
+        calls.append((make_batch(rows=count, length=5, seed=seed), lang, task))
+
+    def answer(call: Any) -> dict[str, Tensor]:
+        batch, lang, task = call
+        return _answer(model, batch, lang=lang, task=task)
+
+    expected = [answer(call) for call in calls]
+    with ThreadPoolExecutor(6) as pool:
+        for one, other in zip(pool.map(answer, calls * 3), expected * 3, strict=True):
+            assert same(one, other)
+    assert same(model.state_dict(), before)
+    assert all(isinstance(p, nn.Parameter) for p in _parameters(model, "abcdtu").values())
+
+
+@pytest.mark.parametrize("copied", ["deepcopy", "pickle"])
+def test_copy_of_a_routed_model_is_equal_and_independent(
+    setup, make_batch, same, copied, way
+) -> None:
+    batch = make_batch(rows=5, length=6)
+    model = adapterx.activate(setup("bert", "seq_bn_inv"), COMPOSITIONS["axes"])
+    chosen = _chosen(COMPOSITIONS["axes"])
+    expected = _answer(model, batch, hidden=False, **chosen)
+    if copied == "deepcopy":
+        twin = copy.deepcopy(model)
+    else:
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        twin = torch.load(buffer, weights_only=False)
+    assert same(_answer(twin, batch, hidden=False, **chosen), expected)
+    assert not {id(p) for p in model.parameters()} & {id(p) for p in twin.parameters()}
+    adapterx.activate(twin, "a")
+    assert same(_answer(model, batch, hidden=False, **chosen), expected)
+    adapterx.activate(model, None)
+    adapterx.activate(twin, COMPOSITIONS["axes"])
+    assert same(_answer(twin, batch, hidden=False, **chosen), expected)
+    adapterx.detach(twin)
+    adapterx.detach(model)
+    assert list(twin.state_dict()) == list(model.state_dict())
+    assert same(_answer(twin, batch, hidden=False), _answer(model, batch, hidden=False))
+
+
+def test_failing_pass_leaves_no_rows_behind(setup, make_batch, same) -> None:
+    batch = make_batch(rows=5, length=6)
+    model = adapterx.activate(setup(), COMPOSITIONS["axes"])
+    chosen = _chosen(COMPOSITIONS["axes"])
+    expected = _answer(model, batch, **chosen)
+    hook = model.bert.encoder.layer[1].register_forward_hook(_fail)
+    with pytest.raises(RuntimeError, match="by the test"):
+        _answer(model, batch, **chosen)
+    hook.remove()
+    assert same(_answer(model, batch, **chosen), expected)
+    with adapterx.using(model, "a"):
+        _answer(model, batch)
+
+
+def _fail(*_: Any) -> None:
+    raise RuntimeError("stopped by the test")
+
+
+def test_pipeline_takes_rows_from_using(setup, tokenizer) -> None:
+    model = setup()
+    texts = ["w1 w2 w3", "w50", "w7 w7 w7 w8", "w9"]
+    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
+    with adapterx.using(model, Stack("b", "u")):
+        expected = classify(texts, batch_size=2)
+    adapterx.activate(model, COMPOSITIONS["axes"])
+    with adapterx.using(model, lang="b", task="u"):
+        for answer, wanted in zip(classify(texts, batch_size=2), expected, strict=True):
+            assert answer["label"] == f"LABEL_{wanted['label'][1:]}"
+            assert abs(answer["score"] - wanted["score"]) < 1e-5
+
+
+# What a pass costs
+
+
+class _Reads(TorchDispatchMode):
+    """Counts what makes the host wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in WAITING
+        return func(*args, **(kwargs or {}))
+
+
+WAITING = (
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.equal.default,
+    torch.ops.aten.masked_select.default,
+)
+
+
+@pytest.mark.parametrize("name", ["axes", "in a parallel", "outputs", "fused", "three axes"])
+def test_rows_make_the_host_wait_for_nothing(
+    setup, make_batch, monkeypatch, mode, name, way
+) -> None:
+    batch, composition = make_batch(rows=5, length=6), COMPOSITIONS[name]
+    model = setup("bert", "seq_bn_inv", mode=mode)
+    lists: list[Any] = []
+    tolist = Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda self: (lists.append(self), tolist(self))[1])
+
+    def reads(**chosen: Any) -> int:
+        lists.clear()
+        with _Reads() as mode:
+            model(**batch, **chosen)
+        return mode.count + len(lists)
+
+    adapterx.activate(model, None)
+    plain = reads()
+    adapterx.activate(model, composition)
+    assert reads(**_chosen(composition)) == plain
+
+
+def test_rows_are_grouped_once_a_pass(setup, make_batch, monkeypatch) -> None:
+    """Not once a site: there are a dozen, and indices are tensors made on the host."""
+    counted: list[Any] = []
+    selector = routing._selector
+    monkeypatch.setattr(
+        routing, "_selector", lambda *args: (counted.append(args), selector(*args))[1]
+    )
+    batch = make_batch(rows=5, length=6)
+    model = adapterx.activate(setup("bert", "double_seq_bn", layers=4), LANGUAGES)
+    for passes in (1, 2):
+        _answer(model, batch, lang=CHOSEN["lang"])
+        assert len(counted) == 3 * passes
