@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from adapterx.composition import (
     Average,
@@ -33,6 +32,7 @@ from adapterx.methods import (
     LoRAModule,
     MethodModule,
     averages_with,
+    call_with,
     merged,
     signature,
 )
@@ -93,10 +93,7 @@ class Merged(NamedTuple):
         # Averaged anew in each call: a matrix is small beside the tokens that pass it, and a
         # copy kept somewhere would be stale after the next training step.
         parameters = merged(modules, self.weights)
-        update: Tensor = functional_call(
-            modules[0], parameters, (call.read(state), self.strength), settings
-        )
-        return update
+        return call_with(modules[0], parameters, call.read(state), self.strength, **settings)
 
 
 class Mean(NamedTuple):
@@ -226,9 +223,7 @@ class Split(NamedTuple):
             each = [dict(module.named_parameters()) for module in modules]
             weights = {key: torch.stack([one[key] for one in each])[which] for key in each[0]}
             settings = {"inverse": True} if inverse else {}
-            update: Tensor = functional_call(
-                modules[0], weights, (call.read(state), strengths), settings
-            )
+            update = call_with(modules[0], weights, call.read(state), strengths, **settings)
             if 0.0 in column.strengths:  # times zero would keep an overflow
                 update = torch.where(strengths == 0, 0.0, update)
             state = state + update.to(state.dtype)
