@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PreTrainedModel, pipeline
+from transformers import PreTrainedModel, Trainer, TrainingArguments, pipeline
 
 import adapterx
 from adapterx import (
@@ -34,7 +41,8 @@ from adapterx import (
     routing,
 )
 from adapterx import plan as plans
-from adapterx.composition import Axis, Composition, choices, expand, names
+from adapterx.anatomy import known_families
+from adapterx.composition import Axis, Composition, choices, expand, names, nodes
 from adapterx.methods import methods_of
 from adapterx.registry import adapter_modules, heads_of, registry_of
 
@@ -730,3 +738,286 @@ def test_rows_are_grouped_once_a_pass(setup, make_batch, monkeypatch) -> None:
     for passes in (1, 2):
         _answer(model, batch, lang=CHOSEN["lang"])
         assert len(counted) == 3 * passes
+
+
+# Compilation
+
+
+COMPILED = [name for name in ("bert", "xlm-roberta", "modernbert") if name in known_families()]
+CHANGES = [([2, 0, 1, 1], [1, 0, 0, 1]), ([0, 0, 0, 0], [1, 1, 1, 1]), ([1, 2, 0, 2], [0, 1, 1, 0])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled_family", COMPILED)
+@pytest.mark.parametrize("methods", ["seq_bn_inv", "mixed"])
+def test_compiled_model_routes_without_compiling_anew(
+    setup, batch, agree, compiled_family, methods
+) -> None:
+    model = adapterx.activate(setup(compiled_family, methods), COMPOSITIONS["axes"])
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for lang, task in CHANGES:
+        chosen = {"lang": torch.tensor(lang), "task": torch.tensor(task)}
+        with torch.no_grad():
+            answer = {"logits": compiled(**batch, **chosen).logits}
+        expected = _answer(model, batch, **chosen)["logits"]
+        expected[torch.tensor(task) == 0, 2:] = torch.finfo(torch.float32).min
+        agree(answer, {"logits": expected})
+        assert counter.frame_count == 1
+    # Names are constants of the graph; the answers are the same.
+    with torch.no_grad():
+        named = compiled(**batch, lang=["c", "a", "b", "b"], task=["u", "t", "t", "u"]).logits
+    chosen = {"lang": torch.tensor(CHANGES[0][0]), "task": torch.tensor(CHANGES[0][1])}
+    agree({"logits": named}, {"logits": _answer(model, batch, **chosen)["logits"]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled_family", COMPILED)
+@pytest.mark.parametrize(
+    "composition",
+    [
+        Stack("a", "t"),
+        Stack(Average("a", "d"), "t"),
+        Stack(Average({"a": 0.5, "b": 0.25}, over="outputs"), "t"),
+        Stack(Fuse("a", "b", by="mix"), "u"),
+        Stack(LANGUAGES, "t"),
+        COMPOSITIONS["fused"],
+        COMPOSITIONS["in a parallel"],
+        COMPOSITIONS["parallel tasks"],
+    ],
+    ids=str,
+)
+def test_compiled_model_gives_the_answers_and_gradients_of_single_runs(
+    setup, batch, compiled_family, composition
+) -> None:
+    model = setup(compiled_family, "seq_bn_inv").double()
+    acting, chosen = names(composition), _chosen(composition, rows=4)
+    means = [node for node in nodes(composition) if isinstance(node, Average)]
+    frozen = {name for mean in means if mean.over == "weights" for name in mean.children}
+    adapterx.set_trainable(model, [name for name in acting if name not in frozen])
+    total = _sum_of_gradients(model, composition, batch, chosen, acting)
+    rows = range(4 * len(expand(composition, {"lang": "a", "task": "t"})))
+    adapterx.activate(model, composition)
+    expected = _answer(model, batch, **chosen)["logits"]
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    keys = choices(composition)
+    indices = {axis: torch.tensor([keys[axis].index(k) for k in chosen[axis]]) for axis in chosen}
+    model.zero_grad()
+    outputs = compiled(**batch, **indices, output_hidden_states=True)
+    assert (outputs.logits - expected).abs().max() <= 1e-9
+    _number(outputs, rows).backward()
+    largest = max(gradient.abs().max() for gradient in total.values())
+    for key, parameter in _parameters(model, acting).items():
+        if key[0] in frozen:
+            assert parameter.grad is None
+            continue
+        difference = parameter.grad - total.get(key, 0)
+        assert difference.abs().max() <= 1e-9 * largest, key
+
+
+# Training loops around
+
+
+LABELS = torch.tensor([0, 1, 1, 0])
+LANG = ["b", "a", "b", "c"]
+TASK = ["u", "t", "t", "u"]
+
+
+class _Dataset(torch.utils.data.Dataset):
+    def __init__(self, batch: dict[str, Tensor]) -> None:
+        self.rows = [
+            {key: value[row] for key, value in batch.items()}
+            | {"labels": LABELS[row], "lang": LANG[row], "task": TASK[row]}
+            for row in range(4)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+
+def _collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        key: torch.stack([row[key] for row in rows])
+        if isinstance(rows[0][key], Tensor)
+        else [row[key] for row in rows]
+        for key in rows[0]
+    }
+
+
+def _steps(model: Any, batch: dict[str, Tensor], steps: int = 2) -> None:
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trainable, lr=0.01, weight_decay=0.0)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        model(**batch, labels=LABELS, lang=LANG, task=TASK).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_trainer_with_a_column_of_languages_takes_the_steps_of_a_plain_loop(
+    setup, batch, checkpointing, tmp_path
+) -> None:
+    plain, model = setup("bert", mode="train"), setup("bert")
+    for each in (plain, model):
+        adapterx.set_trainable(adapterx.activate(each, COMPOSITIONS["axes"]), [*"abtu"])
+    _steps(plain, batch)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=4,
+        learning_rate=0.01,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        remove_unused_columns=False,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **({CHECKPOINTING: True} if checkpointing else {}),
+    )
+    Trainer(model, arguments, data_collator=_collate, train_dataset=_Dataset(batch)).train()
+    moved = 0
+    for name, parameter in plain.named_parameters():
+        other = model.get_parameter(name)
+        # Trainer shuffles the rows, so sums differ in the last digits; Adam divides by their size.
+        assert (other - parameter).abs().max() < 1e-3, name
+        assert parameter.requires_grad or torch.equal(other, before[name]), name
+        moved += not torch.equal(other, before[name])
+    assert moved > 10
+
+
+WORKER = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+import adapterx
+
+torch.set_num_threads(1)
+rank, root = int(sys.argv[1]), Path(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{root}/store", rank=rank, world_size=2)
+model, batch, labels, lang, task = torch.load(root / "setup.pt", weights_only=False)
+wrapped = DistributedDataParallel(model)
+optimiser = torch.optim.SGD([p for p in wrapped.parameters() if p.requires_grad], lr=0.1)
+mine = slice(rank * 2, rank * 2 + 2)
+rows = {key: value[mine] for key, value in batch.items()}
+for _ in range(3):
+    optimiser.zero_grad()
+    wrapped(**rows, labels=labels[mine], lang=lang[mine], task=task[mine]).loss.backward()
+    optimiser.step()
+with torch.no_grad():
+    logits = wrapped(**batch, lang=lang, task=task).logits
+torch.save((logits, dict(model.named_parameters())), root / f"rank{rank}.pt")
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("methods", ["seq_bn_inv", "mixed"])
+def test_processes_with_other_languages_train_as_one(setup, batch, methods, tmp_path) -> None:
+    """DDP hangs or fails where its processes disagree on which parameters have a gradient."""
+    lang, task = ["a", "a", "b", "a"], ["t", "t", "u", "u"]
+    model = setup("xlm-roberta", methods, mode="train")
+    adapterx.set_trainable(adapterx.activate(model, COMPOSITIONS["axes"]), [*"abctu"])
+    torch.save((model, batch, LABELS, lang, task), tmp_path / "setup.pt")
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(rank), str(tmp_path)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
+        )
+        for rank in range(2)
+    ]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=200)
+        assert worker.returncode == 0, errors
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(3):
+        optimiser.zero_grad()
+        model(**batch, labels=LABELS, lang=lang, task=task).loss.backward()
+        optimiser.step()
+    with torch.no_grad():
+        logits = model(**batch, lang=lang, task=task).logits
+    answered = logits > -1e30
+    for rank in range(2):
+        answer, parameters = torch.load(tmp_path / f"rank{rank}.pt", weights_only=False)
+        assert torch.equal(answer > -1e30, answered)
+        assert (answer - logits)[answered].abs().max() <= 1e-4
+        for name, parameter in model.named_parameters():
+            assert (parameters[name] - parameter).abs().max() <= 1e-5, name
+
+
+# Any composition at all
+
+
+def _compositions(parallel: bool) -> st.SearchStrategy[Composition]:
+    numbers = st.sampled_from([-0.75, 0.0, 0.5, 1.0])
+    plain = st.sampled_from([*"abcdtu"])
+    means = st.dictionaries(plain, numbers, min_size=1, max_size=3).map(Average)
+
+    def extended(children: st.SearchStrategy[Composition]) -> st.SearchStrategy[Composition]:
+        many = st.lists(children, min_size=1, max_size=3)
+        kinds = [
+            st.lists(children, max_size=3).map(lambda each: Stack(*each)),
+            st.builds(Scale, children, numbers),
+            st.lists(st.tuples(children, numbers), min_size=1, max_size=3).map(
+                lambda pairs: Average(*[{one: weight} for one, weight in pairs], over="outputs")
+            ),
+            many.map(lambda each: Fuse(*each, by="mix")),
+            st.tuples(*[children] * 3).map(
+                lambda each: PerExample(dict(zip("xyz", each, strict=True)))
+            ),
+            st.tuples(*[children] * 2).map(
+                lambda each: PerExample(dict(zip("pq", each, strict=True)), by="task")
+            ),
+        ]
+        if parallel:
+            kinds.append(
+                st.lists(children, min_size=1, max_size=2).map(lambda each: Parallel(*each))
+            )
+        return st.one_of(kinds)
+
+    return st.recursive(st.one_of(plain, means), extended, max_leaves=7)
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_row_gets_what_the_definition_says(setup, make_batch, close, take, how) -> None:
+    model = setup("distilbert", "seq_bn", layers=1, hidden=12, heads=2, ffn=8).double()
+    take(how)
+
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(_compositions(parallel=True), st.integers(1, 4), st.data())
+    def check(composition: Composition, rows: int, data: st.DataObject) -> None:
+        keys = choices(composition)
+        chosen = {
+            axis: data.draw(st.lists(st.sampled_from(keys[axis]), min_size=rows, max_size=rows))
+            for axis in keys
+        }
+        batch = make_batch(rows=rows, length=4)
+        counts = {
+            len(expand(composition, dict(zip(keys, each, strict=True))))
+            for each in itertools.product(*keys.values())
+        }
+        assume(len(counts) == 1 and counts.pop() < 9)
+        expected = _alone(model, composition, batch, chosen)
+        adapterx.activate(model, composition)
+        answer = _answer(model, batch, **chosen)
+        adapterx.activate(model, None)
+        for index in (0, 1):
+            assert close(answer[f"hidden.{index}"], expected[f"hidden.{index}"], torch.float64)
+        wide = expected["logits"].shape[-1]  # no row may have chosen the widest task
+        answered = expected["logits"] > -1e30
+        assert (answer["logits"][:, :wide] - expected["logits"])[answered].abs().max() <= 1e-9
+
+    check()
