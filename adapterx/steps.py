@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from adapterx.errors import CompositionError
-from adapterx.methods import MethodModule, merged
+from adapterx.methods import MethodModule, call_with, merged
 
 if TYPE_CHECKING:
     from adapterx.routing import Rows, Selector
@@ -72,10 +71,7 @@ class Merged(NamedTuple):
         # Averaged anew in each call: a matrix is small beside the tokens that pass it, and a
         # copy kept somewhere would be stale after the next training step.
         parameters = merged(modules, self.weights)
-        update: Tensor = functional_call(
-            modules[0], parameters, (call.read(state), self.strength), settings
-        )
-        return update
+        return call_with(modules[0], parameters, call.read(state), self.strength, **settings)
 
 
 class Mean(NamedTuple):
@@ -204,9 +200,7 @@ class Split(NamedTuple):
             each = [dict(module.named_parameters()) for module in modules]
             weights = {key: torch.stack([one[key] for one in each])[which] for key in each[0]}
             settings = {"inverse": True} if inverse else {}
-            update: Tensor = functional_call(
-                modules[0], weights, (call.read(state), strengths), settings
-            )
+            update = call_with(modules[0], weights, call.read(state), strengths, **settings)
             if 0.0 in column.strengths:  # times zero would keep an overflow
                 update = torch.where(strengths == 0, 0.0, update)
             state = state + update.to(state.dtype)

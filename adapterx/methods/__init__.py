@@ -20,6 +20,7 @@ from adapterx.errors import ConfigError, near_match
 from adapterx.methods.bottleneck import Bottleneck, BottleneckModule
 from adapterx.methods.fusion import Fusion, FusionModule
 from adapterx.methods.invertible import Invertible, InvertibleModule
+from adapterx.methods.linear import call_with
 from adapterx.methods.lora import LoRA, LoRAModule
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Method",
     "MethodModule",
     "averages_with",
+    "call_with",
     "describe",
     "merged",
     "method_from_json",

@@ -1,18 +1,23 @@
-"""Linear: a projection whose weight may differ from row to row, and means of parameters."""
+"""Linear: a projection whose weight may differ from row to row; other parameters for a module."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-__all__ = ["Linear", "mean_of_parameters"]
+__all__ = ["Linear", "call_with", "mean_of_parameters"]
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 class Linear(nn.Linear):
     """``torch.nn.Linear`` that also runs with one weight a row.
 
-    ``torch.func.functional_call`` may pass it a weight ``(rows, out, in)`` and a bias
+    `call_with` may pass it a weight ``(rows, out, in)`` and a bias
     ``(rows, out)`` for an input ``(rows, ..., in)``: each row is projected by its own.
     """
 
@@ -44,3 +49,35 @@ def mean_of_parameters(modules: Sequence[nn.Module], weights: Sequence[float]) -
             mean = mean + weight * one[key]
         total[key] = mean
     return total
+
+
+def call_with(
+    module: nn.Module, parameters: Mapping[str, Tensor], *args: object, **settings: object
+) -> Tensor:
+    """Call a module with other parameters, while the module itself stays as it is.
+
+    ``torch.func.functional_call`` puts them into the module for the time of the call, where other
+    threads that share the model would find them.
+    """
+    update: Tensor
+    if torch.compiler.is_compiling():  # traced in one thread, and only this can be traced
+        update = functional_call(module, dict(parameters), args, settings)
+    else:
+        update = _twin(module, parameters)(*args, **settings)
+    return update
+
+
+def _twin(module: _Module, parameters: Mapping[str, Tensor], prefix: str = "") -> _Module:
+    """Return a module that shares all but the parameters given."""
+    twin = type(module).__new__(type(module))
+    attributes: dict[str, Any] = dict(module.__dict__)
+    attributes.pop("forward", None)  # accelerate's, bound to the module itself
+    attributes["_parameters"] = {
+        key: parameters.get(prefix + key, value) for key, value in module._parameters.items()
+    }
+    attributes["_modules"] = {
+        key: child if child is None else _twin(child, parameters, f"{prefix}{key}.")
+        for key, child in module._modules.items()
+    }
+    twin.__dict__.update(attributes)
+    return twin
