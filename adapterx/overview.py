@@ -8,7 +8,14 @@ from torch import nn
 
 from adapterx.composition import JsonValue, names
 from adapterx.methods import describe
-from adapterx.registry import active_on, adapter_modules, heads_of, registry_of, unwrap
+from adapterx.registry import (
+    active_on,
+    adapter_modules,
+    heads_of,
+    layers_of,
+    registry_of,
+    unwrap,
+)
 
 __all__ = ["Row", "Summary", "summary"]
 
@@ -100,7 +107,7 @@ def summary(model: nn.Module) -> Summary:
     encoder = inner.base_model
     registry, heads = registry_of(inner), heads_of(inner)
     config = encoder.config
-    title = f"{type(inner).__name__} ({config.model_type}, {config.num_hidden_layers} layers)"
+    title = f"{type(inner).__name__} ({config.model_type}, {layers_of(encoder)} layers)"
     attached: set[int] = set()
     rows: list[Row] = []
     active = active_on(inner)

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 from torch import nn
 from transformers import PreTrainedModel
 
-from adapterx.anatomy import Anatomy, Place, anatomy_of
+from adapterx.anatomy import Anatomy, Place, anatomy_of, known_families
 from adapterx.composition import Composition, JsonValue
 from adapterx.errors import BaseModelError, UnknownNameError, near_match
 from adapterx.heads import Heads
@@ -32,6 +32,7 @@ __all__ = [
     "adapter_modules",
     "anatomy_in",
     "heads_of",
+    "layers_of",
     "registry_of",
     "unwrap",
 ]
@@ -131,6 +132,15 @@ def anatomy_in(encoder: PreTrainedModel) -> tuple[Anatomy, tuple[int, ...]]:
     anatomy = anatomy_of(encoder.config.model_type, modules.keys())
     lists: list[Any] = [modules.get(part.layers) for _, part in anatomy.sides()]
     return anatomy, tuple(len(layers) for layers in lists if layers is not None)
+
+
+def layers_of(encoder: PreTrainedModel) -> int:
+    """Return how many layers an encoder runs; of an encoder-decoder those of both sides."""
+    runs: int = encoder.config.num_hidden_layers
+    if encoder.config.model_type not in known_families():
+        return runs
+    # ALBERT runs one layer many times; an encoder-decoder's configuration counts one side.
+    return max(runs, sum(anatomy_in(encoder)[1]))
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:

@@ -12,11 +12,11 @@ import torch
 from transformers import PreTrainedModel
 
 import adapterx
-from adapterx.anatomy import known_families
+from adapterx.anatomy import anatomy_of, known_families
 from adapterx.composition import JsonValue
 from adapterx.errors import FormatError
 from adapterx.heads import Labels
-from adapterx.registry import Adapter, Kind, anatomy_in
+from adapterx.registry import Adapter, Kind, layers_of
 from adapterx.sites import CHILD
 
 __all__ = ["CARD", "OTHER_WEIGHTS", "Base", "Card", "base_of", "read_json"]
@@ -78,11 +78,8 @@ def base_of(model: PreTrainedModel) -> Base:
     """Return the identity of a model's encoder; adapters and heads do not count."""
     encoder = model.base_model
     config = encoder.config
-    layers, parts = config.num_hidden_layers, frozenset[str]()
-    if config.model_type in known_families():
-        anatomy, depths = anatomy_in(encoder)
-        layers = max(layers, sum(depths))  # ALBERT runs one layer many times
-        parts = frozenset(anatomy.parts)
+    known = config.model_type in known_families()
+    parts = anatomy_of(config.model_type).parts if known else ()
     matrices = {
         name: parameter
         for name, parameter in encoder.named_parameters()
@@ -104,7 +101,7 @@ def base_of(model: PreTrainedModel) -> Base:
         type=config.model_type,
         name=name if name not in {"", "."} else config.model_type,
         hidden_size=config.hidden_size,
-        layers=layers,
+        layers=layers_of(encoder),
         vocab_size=config.vocab_size,
         fingerprint=tuple(float(f"{value:.6g}") for value in sample),
     )

@@ -18,6 +18,7 @@ import transformers
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 import adapterx
+from adapterx.anatomy import known_families
 from adapterx.cli import build_parser, main
 from adapterx.encoders import load_encoder
 from adapterx.errors import AdapterError, DataError
@@ -211,6 +212,29 @@ def test_help_exits_with_0_and_ends_in_an_example(
     assert example.startswith(f"adapterx {verb or 'predict'} ".rstrip())
     options = build_parser().parse_args(shlex.split(example)[1:])
     assert callable(options.run)
+
+
+def test_families_lists_every_family_with_its_sites(call: Callable[..., Answer]) -> None:
+    done = call("families --json")
+    rows = {row["type"]: row for row in done.data["families"]}
+    assert set(rows) == set(known_families())
+    assert rows["bert"] == {
+        "type": "bert",
+        "encoder_decoder": False,
+        "norm": "post",
+        "layers": ["encoder.layer"],
+        "methods": ["sequential", "double", "parallel", "lora", "invertible"],
+        "targets": [f"attention.{name}" for name in ("query", "key", "value", "output")]
+        + ["ffn.in", "ffn.out"],
+        "example": "google-bert/bert-base-multilingual-cased",
+    }
+    assert rows["mt5"]["layers"] == ["encoder.block", "decoder.block"]
+    assert rows["mt5"]["encoder_decoder"]
+    assert {"cross_attention.query", "ffn.gate"} < set(rows["mt5"]["targets"])
+    table = call("families").out.splitlines()
+    assert len(table) == len(rows) + 1
+    assert all(line.startswith(name) for line, name in zip(table[1:], sorted(rows), strict=True))
+    assert all(row["example"] in table[1:][i] for i, row in enumerate(done.data["families"]))
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -117,6 +117,7 @@ SCENARIOS: dict[str, Callable[[Any, Any], None]] = {
 }
 
 
+@pytest.mark.every_family("again")
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
 def test_detach_restores_everything_that_can_be_seen(
     build, batch, run, same, family, kind, scenario
@@ -191,6 +192,7 @@ def test_detach_of_nothing_is_harmless(build, batch, run, same, family, kind) ->
     assert same(run(model, batch, hidden=False), answers)
 
 
+@pytest.mark.every_family
 def test_saved_base_has_no_trace_after_detach(build, batch, family, tmp_path) -> None:
     model = build(family, "sequence")
     model.save_pretrained(tmp_path / "before")

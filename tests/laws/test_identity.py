@@ -27,6 +27,7 @@ def test_fresh_adapter_leaves_every_answer(
     assert same(run(model, batch), before)
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 def test_fresh_stack_leaves_every_answer(
     build, batch, run, same, family, pair, dtype, mode
@@ -71,6 +72,7 @@ def test_fresh_task_without_labels_answers_as_the_own_head(
     assert close(run(model, batch), before, dtype)
 
 
+@pytest.mark.every_family
 def test_fresh_invertible_leaves_the_vocabulary_logits(
     build, batch, run, same, family, dtype, mode
 ) -> None:
@@ -81,6 +83,7 @@ def test_fresh_invertible_leaves_the_vocabulary_logits(
     assert same(run(model, batch), before)
 
 
+@pytest.mark.every_family
 def test_filled_adapter_does_change_the_answers(build, batch, run, fill, family, method) -> None:
     """The other tests here would pass if adapters did nothing at all."""
     model = build(family)

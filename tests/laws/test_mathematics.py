@@ -557,6 +557,7 @@ def test_composition_equals_its_formula_on_a_bfloat16_base(
     assert close(answer, expected["last_hidden_state.0"], torch.bfloat16)
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 def test_gradients_of_a_stack_equal_those_of_its_formula(
     build, batch, fill, close, family, pair
@@ -667,6 +668,7 @@ def test_inverse_undoes_invertible_coupling(hidden, reduction, activation, stren
     assert (back - x).abs().max() <= 1e-5 * max(1.0, y.abs().max())
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("hidden, heads", [(32, 4), (33, 3)])
 def test_couplings_are_undone_last_first_before_the_output_embedding(
     build, batch, run, fill, close, family, mode, hidden, heads
@@ -719,6 +721,7 @@ def test_coupling_is_undone_in_a_pretraining_head(batch, run, fill, close, build
     assert close(logits, run(masked, batch, hidden=False)["logits.0"])
 
 
+@pytest.mark.every_family
 def test_every_masked_language_model_class_is_tested(build, family) -> None:
     """A family whose masked-LM class has no output embedding would never undo its coupling."""
     model = build(family, "masked-lm")
@@ -762,6 +765,7 @@ LORAS = {
 }
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("active", [["first"], ["second"], ["first", "second"]], ids="+".join)
 def test_stack_of_loras_equals_the_sum_of_deltas_in_peft(
     build, batch, run, fill, close, family, active
