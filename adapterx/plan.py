@@ -144,7 +144,8 @@ def _columns(chains: Sequence[Chain], held: Held) -> tuple[Column, ...] | None:
         each = [step if isinstance(step, Act) else nothing for step in steps]
         which = tuple(names.index(act.name) for act in each)
         strengths = tuple(act.strength for act in each)
-        columns.append(Column(names, which, strengths))
+        size = sum(parameter.numel() for parameter in held.modules[names[0]].parameters())
+        columns.append(Column(names, which, strengths, size))
     return tuple(columns)
 
 

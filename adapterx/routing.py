@@ -99,10 +99,10 @@ class Rows:
 
     def classes(self, partition: tuple[int, ...], device: torch.device) -> Tensor:
         """Return the class of each row, ``(rows,)`` int64, without reading it."""
-        variants = self.variants
-        if not isinstance(variants, Tensor):
-            variants = torch.tensor(variants, device=device)
-        return self.constant(partition, device)[variants.to(device)]
+        if not isinstance(self.variants, Tensor):
+            classes = tuple(partition[variant] for variant in self.variants)
+            return self.constant(classes, device)
+        return self.constant(partition, device)[self.variants.to(device)]
 
     def constant(self, values: tuple[float, ...], device: torch.device) -> Tensor:
         """Return numbers as a tensor, brought to the device once a pass."""

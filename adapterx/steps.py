@@ -130,11 +130,13 @@ class Column(NamedTuple):
         names: The adapters, each once.
         which: For each class an index into `names`.
         strengths: For each class; 0 for one without an adapter here.
+        size: Number of parameters of one adapter.
     """
 
     names: tuple[str, ...]
     which: tuple[int, ...]
     strengths: tuple[float, ...]
+    size: int
 
 
 class Split(NamedTuple):
@@ -161,14 +163,11 @@ class Split(NamedTuple):
                 "through the model's own forward. Call the model itself, and say which: "
                 "model(**batch, lang=[...])."
             )
-        if rows.known:
-            return self._by_groups(rows, call, state, inverse)
-        if self.columns is not None:
+        if not rows.known:
+            rows.check(state)
+            if self.columns is None:
+                return self._masked(rows, call, state, inverse)
             return self._gathered(self.columns, rows, call, state, inverse)
-        return self._masked(rows, call, state, inverse)
-
-    def _by_groups(self, rows: Rows, call: Call, state: Tensor, inverse: bool) -> Tensor:
-        """Run each chain on its rows, taken together."""
         groups = rows.groups(self.partition, state.device)
         present = {index for index, _ in groups.parts}
         # An adapter in training that no row chose takes part with no rows: its gradient is zero,
@@ -181,6 +180,10 @@ class Split(NamedTuple):
         if len(present) == 1 and not absent:
             return _run(self.chains[groups.parts[0][0]], call, state, inverse)
         rows.check(state)
+        # Groups copy the rows together and apart; the weights of narrow adapters are less to copy.
+        columns = self.columns if not absent else None
+        if columns is not None and all(one.size <= state[0].numel() for one in columns):
+            return self._gathered(columns, rows, call, state, inverse)
         parts = [*groups.parts, *((index, slice(0, 0)) for index in absent)]
         pieces = [_run(self.chains[index], call.at(at), state[at], inverse) for index, at in parts]
         joined = torch.cat(pieces)
@@ -190,15 +193,18 @@ class Split(NamedTuple):
         self, columns: Sequence[Column], rows: Rows, call: Call, state: Tensor, inverse: bool
     ) -> Tensor:
         """Give each row its own weights: no row's choice need be known on the host."""
-        rows.check(state)
         chosen = rows.classes(self.partition, state.device)
         for column in reversed(columns) if inverse else columns:
-            which = rows.constant(column.which, state.device)[chosen]
             strengths = rows.constant(column.strengths, state.device)[chosen]
             strengths = strengths.view(-1, *[1] * (state.dim() - 1))
             modules = [call.module(name) for name in column.names]
             each = [dict(module.named_parameters()) for module in modules]
-            weights = {key: torch.stack([one[key] for one in each])[which] for key in each[0]}
+            if rows.known:
+                which = [column.which[self.partition[int(variant)]] for variant in rows.variants]
+                weights = {key: torch.stack([each[at][key] for at in which]) for key in each[0]}
+            else:
+                at_row = rows.constant(column.which, state.device)[chosen]
+                weights = {key: torch.stack([one[key] for one in each])[at_row] for key in each[0]}
             settings = {"inverse": True} if inverse else {}
             update = call_with(modules[0], weights, call.read(state), strengths, **settings)
             if 0.0 in column.strengths:  # times zero would keep an overflow
@@ -208,7 +214,6 @@ class Split(NamedTuple):
 
     def _masked(self, rows: Rows, call: Call, state: Tensor, inverse: bool) -> Tensor:
         """Run every chain on all rows and keep what each row chose."""
-        rows.check(state)
         chosen = rows.classes(self.partition, state.device)
         chosen = chosen.view(-1, *[1] * (state.dim() - 1))
         result = state
