@@ -33,6 +33,8 @@ from adapterx.registry import adapter_modules, heads_of, registry_of
 VOCABULARY = 100
 PADDING = 1
 LAYERS = 2
+# Families of full products (methods, compositions, modes); the others get a few of each.
+WIDE = ("bert", "distilbert")
 
 CLASSES: dict[str, Callable[[Any], PreTrainedModel]] = {
     "encoder": AutoModel.from_config,
@@ -70,6 +72,11 @@ def fast() -> Iterator[None]:
 
 @pytest.fixture(params=known_families())
 def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=WIDE)
+def wide(request: pytest.FixtureRequest) -> str:
     return request.param
 
 

@@ -46,8 +46,6 @@ from adapterx.composition import Axis, Composition, choices, expand, names, node
 from adapterx.methods import methods_of
 from adapterx.registry import adapter_modules, heads_of, registry_of
 
-# Families of all compositions; the others get two.
-WIDE = ("bert", "distilbert")
 # Methods of the adapters a, b and c; the tasks t and u, the fusion mix and d have the first's.
 METHODS: dict[str, tuple[Any, Any, Any]] = {
     **{name: (name,) * 3 for name in ("seq_bn", "double_seq_bn", "par_bn", "lora", "seq_bn_inv")},
@@ -103,10 +101,6 @@ CHOSEN: dict[Axis, list[str]] = {
     "target": ["x", "x", "y", "x", "y"],
     "task": ["u", "t", "t", "u", "t"],
 }
-
-
-def _averages_weights(composition: Composition) -> bool:
-    return composition == COMPOSITIONS["weights"]
 
 
 @pytest.fixture
@@ -253,7 +247,6 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("wide", WIDE)
 @pytest.mark.parametrize("methods, name", CASES, ids="-".join)
 def test_rows_of_a_mixed_batch_equal_single_runs(
     setup, make_batch, agree, take, wide, methods, name
@@ -455,7 +448,6 @@ MASKED = {  # couplings' outputs have no mean; all else is undone row by row
 }
 
 
-@pytest.mark.parametrize("wide", WIDE)
 @pytest.mark.parametrize("name", MASKED)
 def test_couplings_are_undone_row_by_row(setup, make_batch, agree, wide, mode, name, way) -> None:
     batch, composition = make_batch(rows=5, length=6), MASKED[name]
