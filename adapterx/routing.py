@@ -28,6 +28,8 @@ Selector: TypeAlias = slice | Tensor
 
 _NOTHING: Final = Plan(None, {}, {}, 1, (0,), (None,))
 _CHECKPOINT: Final = "_gradient_checkpointing_func"
+# How much of a list an error shows.
+_SHOWN: Final = 8
 
 
 class Groups(NamedTuple):
@@ -379,11 +381,18 @@ def _indices(axis: Axis, keys: Sequence[str], choice: Choice, count: int) -> Any
     """Return a row's choices as indices into the keys: a list, or a tensor left where it is."""
     if isinstance(choice, str):
         choice = [choice] * count
-    size = choice.numel() if isinstance(choice, Tensor) else len(choice)
-    if size != count or (isinstance(choice, Tensor) and choice.dim() != 1):
+    remedy = f"Pass one {axis} per row, or one name for all rows."
+    if isinstance(choice, Tensor) and choice.dim() != 1:
         raise ShapeError(
-            f"{axis} has {size} entries for a batch of {count} rows in "
-            f"model({axis}={choice!r}). Pass one {axis} per row, or one name for all rows."
+            f"{axis} is a tensor of shape {tuple(choice.shape)} for a batch of {count} rows. "
+            + remedy
+        )
+    if len(choice) != count:
+        few = ", ".join(map(repr, choice[:_SHOWN])) + (", …" if len(choice) > _SHOWN else "")
+        shown = "tensor" if isinstance(choice, Tensor) else f"[{few}]"
+        raise ShapeError(
+            f"{axis} has {len(choice)} entries for a batch of {count} rows in "
+            f"model({axis}={shown}). {remedy}"
         )
     if isinstance(choice, Tensor):
         if choice.is_floating_point() or choice.dtype == torch.bool:

@@ -36,6 +36,8 @@ VOCABULARY = 100
 PADDING = 1
 END = 2
 LAYERS = 2
+# Families of full products (methods, compositions, modes); the others get a few of each.
+WIDE = ("bert", "distilbert")
 
 CLASSES: dict[str, Callable[[Any], PreTrainedModel]] = {
     "encoder": AutoModel.from_config,
@@ -156,6 +158,11 @@ def _is_key(item: pytest.Item) -> bool:
 
 @pytest.fixture(params=known_families())
 def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=WIDE)
+def wide(request: pytest.FixtureRequest) -> str:
     return request.param
 
 

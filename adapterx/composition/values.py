@@ -44,6 +44,8 @@ Axis: TypeAlias = Literal["lang", "target", "task"]
 AXES: Final[tuple[Axis, ...]] = get_args(Axis)
 
 _NAME: Final = re.compile(r"\w[\w\-]*")
+# Far below Python's limit of recursion, far above any use.
+_DEEPEST: Final = 100
 # More rows than any batch needs; a product of many Parallels would fill the memory instead.
 _MOST_OUTPUTS: Final = 1024
 
@@ -266,6 +268,20 @@ class PerExample:
         object.__setattr__(self, "children", checked)
         object.__setattr__(self, "by", by)
         choices(self)
+        counts = {key: _outputs(child) for key, child in zip(self.keys, checked, strict=True)}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{key} {count}" for key, count in counts.items())
+            raise CompositionError(
+                f"Rows of one batch would have different numbers of outputs by {by}: {listed}. "
+                "Give every Parallel inside PerExample the same number, or put it outside."
+            )
+        counts = {key: _outputs(child) for key, child in zip(self.keys, checked, strict=True)}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{key} {count}" for key, count in counts.items())
+            raise CompositionError(
+                f"Rows of one batch would have different numbers of outputs by {by}: {listed}. "
+                "Give every Parallel inside PerExample the same number, or put it outside."
+            )
 
     def __str__(self) -> str:
         pairs = zip(self.keys, self.children, strict=True)
@@ -304,12 +320,21 @@ def check_composition(value: object) -> Composition:
     """Return `value` if it is a composition.
 
     Raises:
-        CompositionError: If it is anything else, or a string that cannot name an adapter.
+        CompositionError: If it is anything else, a string that cannot name an adapter, or nested
+            too deep.
     """
     if isinstance(value, str):
         return check_name(value)
     if isinstance(value, KINDS):
-        return value
+        level: list[Composition] = [value]
+        for _ in range(_DEEPEST):
+            level = [child for one in level for child in children_of(one)]
+            if not level:
+                return value
+        raise CompositionError(
+            f"A composition is nested too deep, {_DEEPEST} times. "
+            "Multiply scales of scales, and write other nested ones as one."
+        )
     raise CompositionError(
         f"{value!r} is no composition. Use an adapter's name, Stack(...), Average(...) or another."
     )
@@ -410,6 +435,8 @@ def choose(composition: Composition, chosen: Mapping[Axis, str]) -> Composition:
 
 def _outputs(composition: Composition) -> int:
     counts = [_outputs(child) for child in children_of(composition)]
+    if isinstance(composition, PerExample):
+        return counts[0]  # they are equal
     return sum(counts) if isinstance(composition, Parallel) else math.prod(counts)
 
 

@@ -18,15 +18,30 @@ from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, GPT2Config
 
 import adapterx
-from adapterx import AdapterError, Average, Bottleneck, Invertible, LoRA, Scale, Stack
+from adapterx import (
+    AdapterError,
+    Average,
+    Bottleneck,
+    Fuse,
+    Fusion,
+    Invertible,
+    LoRA,
+    Parallel,
+    PerExample,
+    Scale,
+    Side,
+    Stack,
+)
 from adapterx.composition import from_json, parse
 from adapterx.errors import (
     BaseModelError,
     CompositionError,
     ConfigError,
     FormatError,
+    ShapeError,
     UnknownNameError,
 )
+from adapterx.methods import methods_of
 from adapterx.store.card import Card
 from adapterx.store.folder import write_atomically
 
@@ -224,12 +239,292 @@ def test_activate_and_using_refuse_what_they_cannot_do(
         (lambda: from_json({"scale": ["a", True]}), ["True"]),
         (lambda: from_json({"average": ["a"]}), ["average"]),
         (lambda: parse("a/b"), ["'a/b'"]),
+        (lambda: Average(over="outputs"), ["Average() holds nothing"]),
+        (lambda: Average({}), ["Average() holds nothing"]),
+        (lambda: Average("a", over="logits"), ["'logits'", "'weights' or 'outputs'"]),
+        (lambda: Average({"a": "1"}), ["weight of a in Average", "'1'"]),
+        (lambda: Average({"a": math.nan}), ["nan", "finite"]),
+        (lambda: Average({"a": 1, "b": -1}, normalize=True), ["sum to zero", "normalize"]),
+        (lambda: Average(["a", "b"]), ["no composition"]),
+        (lambda: Average(Stack("a", "b")), ["Stack(a, b)", "over='outputs'"]),
+        (lambda: Average(Average("a")), ["no weights of its own"]),
+        (lambda: Parallel(), ["Parallel() has no output"]),
+        (lambda: Parallel(*["a"] * 1025), ["1,025", "1,024"]),
+        (lambda: Fuse(by="m"), ["Fuse() holds nothing"]),
+        (lambda: Fuse("a", by="a b"), ["'a b' cannot name"]),
+        (lambda: PerExample({}), ["PerExample holds {}", "each lang"]),
+        (lambda: PerExample(["a", "b"]), ["['a', 'b']", "dict"]),
+        (lambda: PerExample({"a": "a"}, by="language"), ["'language'", "lang, target, task"]),
+        (lambda: PerExample({"a b": "a"}), ["'a b' cannot name"]),
+        (lambda: PerExample({3: "a"}), ["3 cannot name"]),
+        (lambda: PerExample({"a": None}), ["None is no composition"]),
+        (
+            lambda: PerExample({"a": PerExample({"a": "a", "c": "c"}), "b": "b"}),
+            ["'b'", "lang in two places"],
+        ),
+        (
+            lambda: PerExample({"a": Parallel("a", "b"), "b": "b"}),
+            ["different numbers of outputs", "a 2, b 1"],
+        ),
+        (lambda: Side("a", "left"), ["'left'", "'encoder' or 'decoder'"]),
+        (lambda: parse("Side(a, left)"), ["'left'"]),
+        (lambda: parse("Fuse(a, b)"), ["expected ';'"]),
+        (lambda: parse("Average(a, b)"), ["expected ':'"]),
+        (lambda: parse("PerExample(a: a, a: b; lang)"), ["A key stands twice"]),
+        (lambda: parse("PerExample(Stack(a): a; lang)"), ["cannot name"]),
+        (lambda: parse("PerExample(a: a; speaker)"), ["'speaker'"]),
+        (lambda: from_json({"per_example": {"a": "a"}, "by": "speaker"}), ["JSON form"]),
+        (lambda: from_json({"average": ["a"], "weights": [1, 2], "over": "weights"}), ["JSON"]),
+        (lambda: from_json({"average": ["a"], "weights": ["1"], "over": "weights"}), ["'1'"]),
+        (lambda: from_json({"fuse": ["a"]}), ["JSON form"]),
+        (lambda: from_json({"side": "a", "of": "left"}), ["JSON form"]),
     ],
 )
 def test_values_that_are_no_compositions_are_refused(make, fragments) -> None:
     with pytest.raises(CompositionError) as caught:
         make()
     _says(caught.value, *fragments)
+
+
+# Rows, averages, fusions, sides
+
+ROUTED = Stack(
+    PerExample({"sw": "sw", "yo": "yo", "en": Stack()}),
+    PerExample({"nli": "nli", "topics": "topics"}, by="task"),
+)
+ROWS: dict[str, tuple[dict[str, Any], type[AdapterError], list[str]]] = {
+    "unknown language": (
+        {"lang": ["sw", "yor", "en", "sw"]},
+        UnknownNameError,
+        ["'yor'", "known: sw, yo, en", "Did you mean 'yo'?", "lang=[...]"],
+    ),
+    "unknown for all": ({"lang": "swa"}, UnknownNameError, ["'swa'", "Did you mean 'sw'?"]),
+    "unknown task": (
+        {"lang": "sw", "task": ["nli", "nil", "nli", "nli"]},
+        UnknownNameError,
+        ["task is 'nil'", "Did you mean 'nli'?"],
+    ),
+    "adapter that is no key": ({"lang": "nli"}, UnknownNameError, ["'nli'", "sw, yo, en"]),
+    "too few": (
+        {"lang": ["sw", "yo", "sw"]},
+        ShapeError,
+        ["lang has 3 entries for a batch of 4 rows", "one name for all rows"],
+    ),
+    "too many": ({"lang": ["sw"] * 5}, ShapeError, ["5 entries", "4 rows"]),
+    "none": ({"lang": []}, ShapeError, ["0 entries"]),
+    "too few indices": ({"lang": torch.tensor([0, 1])}, ShapeError, ["2 entries", "4 rows"]),
+    "a scalar": ({"lang": torch.tensor(1)}, ShapeError, ["shape ()", "Pass one lang per row"]),
+    "a matrix": ({"lang": torch.zeros(4, 1).long()}, ShapeError, ["shape (4, 1)", "4 rows"]),
+    "a corpus": ({"lang": ["sw"] * 9999}, ShapeError, ["9999 entries", "'sw', 'sw', …])."]),
+    "index beyond": (
+        {"lang": torch.tensor([0, 1, 3, 0])},
+        UnknownNameError,
+        ["index 3", "has 3", "0 sw, 1 yo, 2 en"],
+    ),
+    "index below": ({"lang": torch.tensor([0, 1, -1, 0])}, UnknownNameError, ["index -1"]),
+    "floats": ({"lang": torch.zeros(4)}, ShapeError, ["torch.float32", "integer indices"]),
+    "booleans": ({"lang": torch.zeros(4).bool()}, ShapeError, ["torch.bool"]),
+    "no names": ({"lang": [0, 1, 2, 0]}, UnknownNameError, ["0", "known: sw, yo, en"]),
+    "missing": ({}, CompositionError, ["lang", "model(**batch, lang=[...])", "sw, yo, en"]),
+    "missing task": ({"lang": "sw"}, CompositionError, ["task=[...]", "nli, topics"]),
+    "axis that is not there": (
+        {"lang": "sw", "task": "nli", "target": "sw"},
+        CompositionError,
+        ["target is given"],
+    ),
+}
+
+
+@pytest.mark.parametrize("arguments, error, fragments", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("way", ["call", "using"])
+def test_rows_refuse_what_they_cannot_choose(
+    model, batch, run, same, arguments, error, fragments, way
+) -> None:
+    adapterx.activate(model, ROUTED)
+    good = {**batch, "lang": ["sw", "en", "yo", "sw"], "task": ["nli", "topics", "nli", "nli"]}
+    before = run(model, good)
+    if way == "call":
+        if arguments.keys() == {"lang"}:
+            arguments = {"task": "nli", **arguments}
+        if "missing" in fragments[0] or fragments[0] == "task=[...]":
+            del arguments["task"]
+        with pytest.raises(error) as caught:
+            model(**batch, **arguments)
+    else:
+        with adapterx.using(model, **arguments), pytest.raises(error) as caught:
+            model(**batch)
+    _says(caught.value, *fragments)
+    assert same(run(model, good), before)
+
+
+def test_choices_are_refused_where_there_are_none(model, batch, unharmed) -> None:
+    for composition in (Stack("sw", "nli"), None):
+        adapterx.activate(model, composition)
+        with unharmed(model):
+            for choice in ({"lang": "sw"}, {"task": ["nli"] * 4}):
+                with pytest.raises(CompositionError) as caught:
+                    model(**batch, **choice)
+                _says(caught.value, next(iter(choice)), "rows have none to choose")
+
+
+@pytest.fixture
+def crowded(model) -> Any:
+    """The model with adapters that differ in width, place and layers, a fusion, another head."""
+    adapterx.add(model, "wide", Bottleneck(reduction=2), kind="language", language="sw")
+    adapterx.add(model, "narrow", Bottleneck(reduction=8), kind="language", language="sw")
+    adapterx.add(model, "swish", Bottleneck(reduction=2, activation="swish"), kind="language")
+    adapterx.add(model, "double", Bottleneck(placement="double", reduction=2), kind="language")
+    adapterx.add(model, "upper", Bottleneck(reduction=2, layers="upper half"), kind="language")
+    adapterx.add(model, "lora", LoRA(rank=2), kind="language", language="sw")
+    adapterx.add(model, "mix", Fusion(like=Bottleneck()), kind="language", language="sw")
+    adapterx.add(model, "age", "seq_bn", labels=["years"], problem="regression")
+    adapterx.add(model, "tags", "seq_bn", labels=["a", "b"], problem="multi_label_classification")
+    return model
+
+
+REFUSED: dict[str, tuple[Any, type[AdapterError], list[str]]] = {
+    "average of a stack": (
+        "Average(sw: 0.5, Stack(yo, nli): 0.5)",
+        CompositionError,
+        ["Average over weights holds Stack(yo, nli)", "over='outputs'"],
+    ),
+    "average of widths": (
+        Average("wide", "narrow"),
+        CompositionError,
+        ["shape or settings", "'wide'", "'narrow'", "Average over outputs"],
+    ),
+    "average of activations": (Average("wide", "swish"), CompositionError, ["'swish'"]),
+    "average of placements": (Average("wide", "double"), CompositionError, ["place", "'double'"]),
+    "average of layers": (Average("wide", "upper"), CompositionError, ["place", "'upper'"]),
+    "average of layers, the other way": (
+        Average("upper", "wide"),
+        CompositionError,
+        ["place", "'upper'"],
+    ),
+    "average of methods": (Average("wide", "lora"), CompositionError, ["'wide'", "'lora'"]),
+    "average of fusions": (Average("mix", "wide"), CompositionError, ["'mix' is a fusion"]),
+    "average for some rows": (
+        PerExample({"x": "sw", "y": Average("wide", "narrow")}),
+        CompositionError,
+        ["'narrow'"],
+    ),
+    "no fusion there": (
+        Fuse("lora", "yo", by="mix"),
+        CompositionError,
+        ["'mix' has no fusion at", "'mix', Fusion(like=...)", "lora"],
+    ),
+    "fusion of half": (Fuse("wide", "double", by="mix"), CompositionError, ["'mix'", "double"]),
+    "fusion as adapter": (
+        Stack("mix", "nli"),
+        CompositionError,
+        ["'mix' is a fusion", "Fuse(..., by='mix')"],
+    ),
+    "adapter as fusion": (
+        Fuse("sw", "yo", by="wide"),
+        CompositionError,
+        ["'wide'", "is no fusion", "Fusion(like=...)"],
+    ),
+    "unknown fusion": (Fuse("sw", by="mox"), UnknownNameError, ["Did you mean 'mix'?"]),
+    "unknown in rows": (
+        PerExample({"x": "sw", "y": "yoo"}),
+        UnknownNameError,
+        ["'yoo'", "Did you mean 'yo'?"],
+    ),
+    "heads of other problems": (
+        PerExample({"x": "nli", "y": "age"}, by="task"),
+        CompositionError,
+        ["differ in kind", "nli (any problem, 2)", "age (regression, 1)"],
+    ),
+    "heads of labels and classes": (
+        Parallel("nli", "tags"),
+        CompositionError,
+        ["differ in kind", "tags (multi_label_classification, 2)"],
+    ),
+    "side of an encoder": (
+        Stack(Side("sw", "encoder"), "nli"),
+        CompositionError,
+        ["Side(sw, encoder)", "has one side"],
+    ),
+    "text with other keys": (
+        "Stack(PerExample(a: sw, b: yo; lang), PerExample(a: sw; lang))",
+        CompositionError,
+        ["'b'", "lang in two places", "Stack() stands for no adapter"],
+    ),
+}
+
+
+@pytest.mark.parametrize("composition, error, fragments", REFUSED.values(), ids=REFUSED)
+def test_model_refuses_compositions_that_cannot_act(
+    crowded, unharmed, composition, error, fragments
+) -> None:
+    with unharmed(crowded):
+        with pytest.raises(error) as caught:
+            adapterx.activate(crowded, composition)
+        _says(caught.value, *fragments)
+        with pytest.raises(error), adapterx.using(crowded, composition):
+            pass
+        with pytest.raises(error):
+            adapterx.attach(crowded, compose=composition)
+
+
+def test_what_is_averaged_by_weights_is_not_trained(crowded, unharmed) -> None:
+    adapterx.add(crowded, "wider", Bottleneck(reduction=2), kind="language", language="sw")
+    composition = Stack(Average("wide", "wider"), "nli")
+    adapterx.set_trainable(crowded, ["wide", "nli"])
+    with unharmed(crowded), pytest.raises(CompositionError) as caught:
+        adapterx.activate(crowded, composition)
+    _says(caught.value, "'wide' is trainable", "Average(wide: 0.5, wider: 0.5)", "freeze it first")
+    adapterx.set_trainable(crowded, "nli")
+    adapterx.activate(crowded, composition)
+    with unharmed(crowded), pytest.raises(CompositionError) as training:
+        adapterx.set_trainable(crowded, ["nli", "wider"])
+    _says(training.value, "'wider' is trainable", "Average over outputs")
+    adapterx.activate(crowded, Stack(Average("wide", "wider", over="outputs"), "nli"))
+    adapterx.set_trainable(crowded, ["nli", "wider"])
+
+
+def test_detach_refuses_names_that_rows_and_fusions_use(crowded, batch, run, same) -> None:
+    for composition, used in [
+        (PerExample({"x": "sw", "y": Stack()}), ["sw"]),
+        (Fuse("wide", "narrow", by="mix"), ["wide", "mix"]),
+        (Parallel("nli", Average("yo", "lora")), ["nli", "lora"]),
+    ]:
+        adapterx.activate(crowded, composition)
+        chosen = {"lang": "x"} if isinstance(composition, PerExample) else {}
+        before = run(crowded, {**batch, **chosen})
+        for name in used:
+            with pytest.raises(CompositionError) as caught:
+                adapterx.detach(crowded, name)
+            _says(caught.value, repr(name), str(composition), "adapterx.activate(model, None)")
+        assert same(run(crowded, {**batch, **chosen}), before)
+
+
+def test_couplings_mixed_by_outputs_are_refused_where_they_must_be_undone(build, unharmed) -> None:
+    model = build("bert", "masked-lm")
+    for name in ("sw", "yo"):
+        adapterx.add(model, name, "seq_bn_inv", kind="language")
+    adapterx.add(
+        model, "mix", Fusion(like=methods_of("seq_bn_inv")), kind="language", language="sw"
+    )
+    adapterx.activate(model, "sw")
+    for composition in (
+        Average("sw", "yo", over="outputs"),
+        Fuse("sw", "yo", by="mix"),
+        PerExample({"x": "sw", "y": Average("sw", "yo", over="outputs")}),
+        Parallel("sw", Fuse("sw", by="mix")),
+    ):
+        with unharmed(model), pytest.raises(CompositionError) as caught:
+            adapterx.activate(model, composition)
+        _says(caught.value, str(composition), "BertForMaskedLM", "Average over weights")
+    adapterx.activate(model, Average("sw", "yo"))
+
+
+def test_encoder_called_past_the_models_forward_says_that_rows_are_missing(model, batch) -> None:
+    """A layer called alone has no rows; a guess would be a wrong answer."""
+    adapterx.activate(model, ROUTED)
+    with pytest.raises(CompositionError) as caught:
+        model.bert.encoder.layer[0](torch.zeros(4, 7, 32))
+    _says(caught.value, "every row choose", "model(**batch, lang=[...])")
 
 
 # Methods

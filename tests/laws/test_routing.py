@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import io
-import itertools
 import os
 import random
 import subprocess
@@ -43,11 +42,10 @@ from adapterx import (
 from adapterx import plan as plans
 from adapterx.anatomy import known_families
 from adapterx.composition import Axis, Composition, choices, expand, names, nodes
+from adapterx.errors import CompositionError
 from adapterx.methods import methods_of
 from adapterx.registry import adapter_modules, heads_of, registry_of
 
-# Families of all compositions; the others get two.
-WIDE = ("bert", "distilbert")
 # Methods of the adapters a, b and c; the tasks t and u, the fusion mix and d have the first's.
 METHODS: dict[str, tuple[Any, Any, Any]] = {
     **{name: (name,) * 3 for name in ("seq_bn", "double_seq_bn", "par_bn", "lora", "seq_bn_inv")},
@@ -103,10 +101,6 @@ CHOSEN: dict[Axis, list[str]] = {
     "target": ["x", "x", "y", "x", "y"],
     "task": ["u", "t", "t", "u", "t"],
 }
-
-
-def _averages_weights(composition: Composition) -> bool:
-    return composition == COMPOSITIONS["weights"]
 
 
 @pytest.fixture
@@ -260,7 +254,6 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("wide", WIDE)
 @pytest.mark.parametrize("methods, name", CASES, ids="-".join)
 def test_rows_of_a_mixed_batch_equal_single_runs(
     setup, make_batch, agree, take, wide, methods, name
@@ -457,7 +450,6 @@ MASKED = {  # couplings' outputs have no mean; all else is undone row by row
 }
 
 
-@pytest.mark.parametrize("wide", WIDE)
 @pytest.mark.parametrize("name", MASKED)
 def test_couplings_are_undone_row_by_row(setup, make_batch, agree, wide, mode, name, way) -> None:
     batch, composition = make_batch(rows=5, length=6), MASKED[name]
@@ -758,6 +750,7 @@ def test_compiled_model_routes_without_compiling_anew(
     torch._dynamo.reset()
     counter = CompileCounter()
     compiled = torch.compile(model, fullgraph=True, backend=counter)
+    frames: list[int] = []
     for lang, task in CHANGES:
         chosen = {"lang": torch.tensor(lang), "task": torch.tensor(task)}
         with torch.no_grad():
@@ -765,7 +758,8 @@ def test_compiled_model_routes_without_compiling_anew(
         expected = _answer(model, batch, **chosen)["logits"]
         expected[torch.tensor(task) == 0, 2:] = torch.finfo(torch.float32).min
         agree(answer, {"logits": expected})
-        assert counter.frame_count == 1
+        frames.append(counter.frame_count)
+    assert len(set(frames)) == 1  # one for the choice, one for the model
     # Names are constants of the graph; the answers are the same.
     with torch.no_grad():
         named = compiled(**batch, lang=["c", "a", "b", "b"], task=["u", "t", "t", "u"]).logits
@@ -962,7 +956,14 @@ def test_processes_with_other_languages_train_as_one(setup, batch, methods, tmp_
 # Any composition at all
 
 
-def _compositions(parallel: bool) -> st.SearchStrategy[Composition]:
+def _rows(keys: str, children: Sequence[Composition], axis: Axis) -> Composition:
+    try:
+        return PerExample(dict(zip(keys, children, strict=True)), by=axis)
+    except CompositionError:  # they differ in their number of outputs
+        return children[0]
+
+
+def _compositions() -> st.SearchStrategy[Composition]:
     numbers = st.sampled_from([-0.75, 0.0, 0.5, 1.0])
     plain = st.sampled_from([*"abcdtu"])
     means = st.dictionaries(plain, numbers, min_size=1, max_size=3).map(Average)
@@ -976,17 +977,14 @@ def _compositions(parallel: bool) -> st.SearchStrategy[Composition]:
                 lambda pairs: Average(*[{one: weight} for one, weight in pairs], over="outputs")
             ),
             many.map(lambda each: Fuse(*each, by="mix")),
-            st.tuples(*[children] * 3).map(
-                lambda each: PerExample(dict(zip("xyz", each, strict=True)))
-            ),
-            st.tuples(*[children] * 2).map(
-                lambda each: PerExample(dict(zip("pq", each, strict=True)), by="task")
+            st.lists(children, min_size=1, max_size=2).map(lambda each: Parallel(*each)),
+            *(
+                st.tuples(*[children] * len(keys)).map(
+                    lambda each, keys=keys, axis=axis: _rows(keys, each, axis)
+                )
+                for keys, axis in (("xyz", "lang"), ("pq", "task"))
             ),
         ]
-        if parallel:
-            kinds.append(
-                st.lists(children, min_size=1, max_size=2).map(lambda each: Parallel(*each))
-            )
         return st.one_of(kinds)
 
     return st.recursive(st.one_of(plain, means), extended, max_leaves=7)
@@ -997,8 +995,8 @@ def test_row_gets_what_the_definition_says(setup, make_batch, close, take, how) 
     model = setup("distilbert", "seq_bn", layers=1, hidden=12, heads=2, ffn=8).double()
     take(how)
 
-    @settings(max_examples=60, deadline=None, derandomize=True)
-    @given(_compositions(parallel=True), st.integers(1, 4), st.data())
+    @settings(max_examples=150, deadline=None, derandomize=True)
+    @given(_compositions(), st.integers(1, 4), st.data())
     def check(composition: Composition, rows: int, data: st.DataObject) -> None:
         keys = choices(composition)
         chosen = {
@@ -1006,11 +1004,7 @@ def test_row_gets_what_the_definition_says(setup, make_batch, close, take, how) 
             for axis in keys
         }
         batch = make_batch(rows=rows, length=4)
-        counts = {
-            len(expand(composition, dict(zip(keys, each, strict=True))))
-            for each in itertools.product(*keys.values())
-        }
-        assume(len(counts) == 1 and counts.pop() < 9)
+        assume(len(expand(composition, {axis: each[0] for axis, each in keys.items()})) < 9)
         expected = _alone(model, composition, batch, chosen)
         adapterx.activate(model, composition)
         answer = _answer(model, batch, **chosen)
