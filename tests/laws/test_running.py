@@ -53,7 +53,7 @@ def setup(build, fill) -> Any:
         adapterx.add(model, "sw", methods[0], kind="language")
         labels = ["no", "yes", "perhaps"] if kind != "encoder" else None
         adapterx.add(model, "nli", methods[1], labels=labels)
-        fill(model, size=0.1)
+        fill(model, size=0.15)
         adapterx.set_trainable(model, ["sw", "nli"])
         return adapterx.activate(model, STACK)
 
