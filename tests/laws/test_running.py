@@ -18,7 +18,6 @@ from transformers import Trainer, TrainingArguments, pipeline
 
 import adapterx
 from adapterx import LoRA, Scale, Stack
-from adapterx.anatomy import known_families
 
 STACK = Stack(Scale("sw", 0.8), "nli")
 # Every kind of site and of module at once.
@@ -27,6 +26,11 @@ METHODS = {
     "branches": ("par_bn", LoRA(targets="all", rank=2)),
 }
 LABELS = torch.tensor([0, 2, 1, 0])
+# One family of each kind of row; a compilation takes seconds.
+COMPILED = (
+    *("albert", "bert", "deberta-v2", "distilbert", "eurobert", "gte", "mbart", "modernbert"),
+    *("t5", "xmod"),
+)
 # Transformers 5.23 renamed it.
 CHECKPOINTING = next(
     name
@@ -49,7 +53,7 @@ def setup(build, fill) -> Any:
         adapterx.add(model, "sw", methods[0], kind="language")
         labels = ["no", "yes", "perhaps"] if kind != "encoder" else None
         adapterx.add(model, "nli", methods[1], labels=labels)
-        fill(model, size=0.1)
+        fill(model, size=0.15)
         adapterx.set_trainable(model, ["sw", "nli"])
         return adapterx.activate(model, STACK)
 
@@ -257,7 +261,8 @@ def test_embeddings_in_place_of_ids_give_the_same_answers(
 @pytest.mark.parametrize(
     "compiled_family, chosen, backend",
     [
-        *((name, chosen, "aot_eager") for name in known_families() for chosen in METHODS),
+        *((name, "branches", "aot_eager") for name in COMPILED),
+        *((name, "bottlenecks", "aot_eager") for name in ("bert", "modernbert", "mbart", "t5")),
         ("xlm-roberta", "bottlenecks", "inductor"),
     ],
 )
@@ -269,20 +274,24 @@ def test_compiled_model_gives_the_same_answers_and_gradients(
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     for composition in (STACK, None, "sw", STACK):
         adapterx.activate(compiled, composition)  # through the wrapper
-        expected = run(model, batch, hidden=False)
+        expected = run(model, batch, hidden=False)["logits.0"]
         with torch.no_grad():
-            assert close({"logits.0": compiled(**batch).logits}, expected)
-    expected = _gradients(model, batch)
-    gradients = {
-        name.removeprefix("_orig_mod."): grad for name, grad in _gradients(compiled, batch).items()
-    }
+            assert close(compiled(**batch).logits, expected)
+
+    def gradients_of(model: Any) -> dict[str, Tensor]:  # DeBERTa's own loss does not compile
+        model.zero_grad()
+        model(**batch).logits.pow(2).sum().backward()
+        named = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        return {name.removeprefix("_orig_mod."): grad for name, grad in named.items()}
+
+    expected, gradients = gradients_of(model), gradients_of(compiled)
     assert gradients.keys() == expected.keys()
     largest = max(gradient.abs().max() for gradient in expected.values())
     for name, gradient in expected.items():
         assert (gradients[name] - gradient).abs().max() <= 1e-5 * largest
     adapterx.detach(compiled)
     with torch.no_grad():
-        assert close({"logits.0": compiled(**batch).logits}, run(model, batch, hidden=False))
+        assert close(compiled(**batch).logits, run(model, batch, hidden=False)["logits.0"])
 
 
 # Libraries around
@@ -353,6 +362,8 @@ def test_trainer_takes_the_steps_of_a_plain_loop(
     setup, batch, family, methods, checkpointing, tmp_path
 ) -> None:
     plain = setup(family, methods, mode="train")
+    if checkpointing and not plain.supports_gradient_checkpointing:
+        pytest.skip(f"{family} cannot checkpoint in transformers")
     trainable = [p for p in plain.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trainable, lr=0.01, weight_decay=0.0)
     for _ in range(2):
