@@ -187,9 +187,10 @@ class Heads(nn.Module):
         facts = [self.labels[name] for name in names]
         problems = {one.problem for one in facts}
         sizes = {len(one.names) for one in facts}
+        # Of several labels and an unsaid problem Hugging Face makes classes, at the first loss.
+        classes = problems <= {None, "single_label_classification"} and 1 not in sizes
         # Padded logits are classes of probability 0; other problems have no such thing.
-        paddable = problems <= {None, "single_label_classification"} and 1 not in sizes
-        if len(problems) > 1 or (len(sizes) > 1 and not paddable):
+        if not classes and (len(problems) > 1 or len(sizes) > 1):
             kinds = ", ".join(
                 f"{name or 'the model itself'} ({one.problem or 'any problem'}, {len(one.names)})"
                 for name, one in zip(names, facts, strict=True)
@@ -205,7 +206,7 @@ class Heads(nn.Module):
         return {
             "id2label": ids,
             "label2id": {label: index for index, label in ids.items()},
-            "problem_type": facts[0].problem,
+            "problem_type": facts[0].problem if len(problems) == 1 else PROBLEMS[0],
         }
 
     def modules_of(self, model: PreTrainedModel, name: str) -> dict[str, nn.Module]:

@@ -331,8 +331,10 @@ def unhook(module: nn.Module, owner: object) -> None:
 
 
 def _count(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """Return the rows of a call: the first dimension of its first tensor."""
-    for value in (*args, *kwargs.values()):
+    """Return the rows of a call: the first dimension of its inputs, or of its first tensor."""
+    # By name first: position_ids may have one row for all.
+    named = [kwargs.get(name) for name in ("input_ids", "inputs_embeds")]
+    for value in (*named, *args, *kwargs.values()):
         if isinstance(value, Tensor) and value.dim() > 0:
             return value.shape[0]
     raise ShapeError("This call has no tensor, so no rows. Pass input_ids or inputs_embeds.")

@@ -495,3 +495,19 @@ def test_mean_of_weights_keeps_no_copy(build, batch, run, fill, close) -> None:
     assert list(model.state_dict()) == keys
     fill(model, seed=0)
     assert close(run(model, batch), before)
+
+
+def test_loras_have_one_mean_wherever_they_act(build, batch, run, fill, close, wide, mode) -> None:
+    """Where one of them does not act its matrix is zero; so both kinds of mean are the same."""
+    plain, model = _setup(build, fill, wide, METHODS["lora"], mode=mode)
+    adapterx.add(model, "d", LoRA(targets="all", rank=5, layers=[1]), kind="language")
+    fill(model, size=0.15)
+    weights = {"a": 0.5, "b": -0.75, "d": 1.25}
+    methods = {**_methods(METHODS["lora"]), "d": LoRA(targets="all", rank=5, layers=[1])}
+    for first in weights:
+        ordered = {first: weights[first], **weights}
+        nodes = written_out(model, Average(ordered, over="outputs"), methods)
+        expected = reference(plain, batch, nodes)[-1]
+        for over in ("weights", "outputs"):
+            answer = run(adapterx.activate(model, Average(ordered, over=over)), batch)
+            assert close(answer["last_hidden_state.0"], expected)

@@ -499,6 +499,36 @@ def test_loss_of_a_mixed_batch_is_the_mean_of_its_rows(setup, batch, way) -> Non
     assert abs(loss - torch.stack(losses).mean()) < 1e-5
 
 
+def test_tasks_share_a_batch_with_a_head_that_was_trained_before(build, batch, fill, way) -> None:
+    """Hugging Face writes the kind of problem into the configuration at the first loss."""
+    model = build("bert", "sequence")
+    labels = torch.tensor([0, 1, 1, 0])
+    model(**batch, labels=labels)
+    assert model.config.problem_type == "single_label_classification"
+    adapterx.add(model, "t", "seq_bn", labels=["no", "yes"])
+    adapterx.add(model, "own", "seq_bn")
+    fill(model)
+    composition = PerExample({"t": "t", "own": "own", "none": Stack()}, by="task")
+    chosen = {"task": ["none", "t", "own", "t"]}
+    losses = []
+    with torch.no_grad():
+        for row, one in _plain(composition, chosen, 4):
+            with adapterx.using(model, one):
+                losses.append(model(**_row(batch, row), labels=labels[row : row + 1]).loss)
+        loss = adapterx.activate(model, composition)(**batch, labels=labels, **chosen).loss
+    assert abs(loss - torch.stack(losses).mean()) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["axes", "parallel tasks"])
+def test_inputs_with_one_row_for_all_are_no_rows(setup, make_batch, same, name, way) -> None:
+    batch, chosen = make_batch(rows=5, length=6), _chosen(COMPOSITIONS[name])
+    model = adapterx.activate(setup(), COMPOSITIONS[name])
+    expected = _answer(model, batch, **chosen)
+    positions = {"position_ids": torch.arange(6).unsqueeze(0)}
+    for inputs in ({**positions, **batch}, {**batch, **positions}):
+        assert same(_answer(model, inputs, **chosen), expected)
+
+
 def test_labels_of_a_parallel_batch_are_repeated(setup, batch, way) -> None:
     model = setup()
     labels = torch.tensor([1, 1, 0, 0])
