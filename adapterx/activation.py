@@ -222,7 +222,7 @@ def _chosen(composition: Composition | None, chosen: Mapping[Axis, str]) -> Comp
             )
         if key not in open_axes[axis]:
             raise UnknownNameError(
-                f"{axis} is {key!r} in using; known in {value}: {', '.join(open_axes[axis])}."
-                + near_match(key, open_axes[axis])
+                f"{axis} is {key!r} in using; known in {value}: {', '.join(open_axes[axis])}. "
+                f"Give one name for all rows.{near_match(str(key), open_axes[axis])}"
             )
     return choose(value, chosen)

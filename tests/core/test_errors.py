@@ -336,23 +336,36 @@ ROWS: dict[str, tuple[dict[str, Any], type[AdapterError], list[str]]] = {
 
 
 @pytest.mark.parametrize("arguments, error, fragments", ROWS.values(), ids=ROWS)
-@pytest.mark.parametrize("way", ["call", "using"])
 def test_rows_refuse_what_they_cannot_choose(
-    model, batch, run, same, arguments, error, fragments, way
+    model, batch, run, same, arguments, error, fragments
 ) -> None:
     adapterx.activate(model, ROUTED)
     good = {**batch, "lang": ["sw", "en", "yo", "sw"], "task": ["nli", "topics", "nli", "nli"]}
     before = run(model, good)
-    if way == "call":
-        if arguments.keys() == {"lang"}:
-            arguments = {"task": "nli", **arguments}
-        if "missing" in fragments[0] or fragments[0] == "task=[...]":
-            del arguments["task"]
-        with pytest.raises(error) as caught:
-            model(**batch, **arguments)
-    else:
-        with adapterx.using(model, **arguments), pytest.raises(error) as caught:
-            model(**batch)
+    if arguments.keys() == {"lang"} and fragments[0] != "task=[...]":
+        arguments = {"task": "nli", **arguments}
+    with pytest.raises(error) as caught:
+        model(**batch, **arguments)
+    _says(caught.value, *fragments)
+    assert same(run(model, good), before)
+
+
+@pytest.mark.parametrize(
+    "chosen, error, fragments",
+    [
+        ({"lang": "wo"}, UnknownNameError, ["'wo'", "known in", "sw, yo, en"]),
+        ({"lang": ["sw", "yo"]}, UnknownNameError, ["['sw', 'yo']", "one name"]),
+        ({"target": "sw"}, CompositionError, ["target is 'sw'", "none to choose"]),
+    ],
+)
+def test_using_refuses_what_rows_cannot_choose(
+    model, batch, run, same, chosen, error, fragments
+) -> None:
+    adapterx.activate(model, ROUTED)
+    good = {**batch, "lang": ["sw", "en", "yo", "sw"], "task": ["nli", "topics", "nli", "nli"]}
+    before = run(model, good)
+    with pytest.raises(error) as caught, adapterx.using(model, **chosen):
+        pass
     _says(caught.value, *fragments)
     assert same(run(model, good), before)
 
