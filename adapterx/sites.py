@@ -44,10 +44,8 @@ class _Call:
 
     def read(self, state: Tensor) -> Tensor:
         """Return what the adapters of this site read, for a state as earlier steps left it."""
-        return self.query(state) if self.source is None else self.source
-
-    def query(self, state: Tensor) -> Tensor:
-        """Return what a fusion at this site asks with, as wide as the state."""
+        if self.source is not None:
+            return self.source
         if self.site.port.reads != "normed":
             return state
         # The layer's own norm, called without its hooks: this is one of them.

@@ -34,10 +34,6 @@ class Call(Protocol):
         """Return what the adapters of this site read, for a state as earlier steps left it."""
         ...
 
-    def query(self, state: Tensor) -> Tensor:
-        """Return what a fusion at this site asks with, as wide as the state."""
-        ...
-
     def at(self, rows: Selector) -> Call:
         """Return the same call for some of its rows."""
         ...
@@ -67,6 +63,11 @@ class Merged(NamedTuple):
     def update(self, call: Call, state: Tensor, inverse: bool) -> Tensor:
         """Return what is added to the state."""
         modules = [call.module(name) for name in self.names]
+        if any(next(module.parameters()).is_meta for module in modules):
+            raise CompositionError(
+                f"The weights of {', '.join(self.names)} are offloaded and cannot be averaged. "
+                "Average over outputs, or keep the adapters on a device."
+            )
         settings = {"inverse": True} if inverse else {}
         # Averaged anew in each call: a matrix is small beside the tokens that pass it, and a
         # copy kept somewhere would be stale after the next training step.
@@ -101,8 +102,10 @@ class Fused(NamedTuple):
         """Return what is added to the state."""
         assert not inverse, "a fusion has no inverse"
         updates = torch.stack([_whole_update(chain, call, state) for chain in self.chains])
-        fusion = call.module(self.by)
-        update: Tensor = fusion(call.query(state), updates, self.strength)
+        fusion, read = call.module(self.by), call.read(state)
+        # A projection may read another width than it gives.
+        query = read if read.shape[-1] == state.shape[-1] else state
+        update: Tensor = fusion(query, updates, self.strength)
         return update
 
 
@@ -182,7 +185,8 @@ class Split(NamedTuple):
         rows.check(state)
         # Groups copy the rows together and apart; the weights of narrow adapters are less to copy.
         columns = self.columns if not absent else None
-        if columns is not None and all(one.size <= state[0].numel() for one in columns):
+        narrow = columns is not None and all(one.size <= state[0].numel() for one in columns)
+        if columns is not None and narrow and not _offloaded(call, columns):
             return self._gathered(columns, rows, call, state, inverse)
         parts = [*groups.parts, *((index, slice(0, 0)) for index in absent)]
         pieces = [_run(self.chains[index], call.at(at), state[at], inverse) for index, at in parts]
@@ -221,6 +225,12 @@ class Split(NamedTuple):
             if chain:
                 result = torch.where(chosen == index, _run(chain, call, state, inverse), result)
         return result
+
+
+def _offloaded(call: Call, columns: Sequence[Column]) -> bool:
+    """Whether weights come to their device only when a module is called (Accelerate)."""
+    names = {name for column in columns for name in column.names}
+    return any(next(call.module(name).parameters()).is_meta for name in names)
 
 
 class Program(NamedTuple):

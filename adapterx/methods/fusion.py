@@ -30,7 +30,8 @@ _FUSED: Final = (Bottleneck, LoRA, Invertible)
 class Fusion:
     """The attention of ``Fuse(..., by=name)``: at each token, which adapter's update to take.
 
-    With u_j what child j would add to the state and z what the site's adapters read:
+    With u_j what child j would add to the state and z what the site's adapters read (the state
+    itself where that has another width):
     ``sum_j softmax_j(query(z) . key(u_j) / temperature) value(u_j)`` (AdapterFusion, Pfeiffer
     et al., 2021, https://arxiv.org/abs/2005.00247; AdapterHub's dynamic fusion).
 

@@ -186,7 +186,8 @@ def reference(
                 low = x @ w["lora_A.weight"].T
                 return acting.strength * lora.alpha / root * (low @ w["lora_B.weight"].T)
 
-            return run_chain(composition, f"layers.{layer}.{site}", y, delta, lambda y: y, "")
+            query = lambda y, x=x: x if x.shape == y.shape else y  # noqa: E731
+            return run_chain(composition, f"layers.{layer}.{site}", y, delta, query, "")
 
         def norm(which: str, x: Tensor, prefix: str = prefix) -> Tensor:
             key = prefix + names[which]
@@ -216,9 +217,7 @@ def reference(
         x = norm("attention.norm", f + x)
         f = project("ffn.out", functional.gelu(project("ffn.in", x)))
         f = adapt("after_ffn", "double", f, lambda f: f, lambda f: f)
-        # A parallel branch is added to what the family's port updates: BERT's to the residual.
-        base, rest = (f, 0) if config.model_type == "distilbert" else (x, f - x)
-        f = rest + adapt("beside_ffn", "parallel", base, lambda _, x=x: x, lambda f: f)
+        f = adapt("beside_ffn", "parallel", f, lambda _, x=x: x, lambda _, x=x: x)
         normed = lambda f, x=x: norm("ffn.norm", f + x)  # noqa: E731
         f = adapt("after_ffn", "sequential", f, normed, normed)
         x = norm("ffn.norm", f + x)
