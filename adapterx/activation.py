@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from types import EllipsisType
 from typing import TypeVar
 
@@ -43,7 +44,15 @@ from adapterx.registry import (
 from adapterx.routing import Flow, Gate
 from adapterx.sites import CHILD
 
-__all__ = ["activate", "check_untrained_means", "open_model", "using"]
+__all__ = [
+    "activate",
+    "check_untrained_means",
+    "give_flags_back",
+    "new_heads",
+    "open_model",
+    "take_heads_off",
+    "using",
+]
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -58,18 +67,37 @@ def open_model(model: nn.Module) -> tuple[PreTrainedModel, Registry, Heads]:
         registry.gate.install(encoder)
         setattr(encoder, CHILD, registry)
     if heads is not None and heads.gate not in registry.gates:
-        # Adapters of a shared encoder were all taken off by way of another model.
-        heads.gate.remove(inner)
-        heads = None
-    if heads is None:
-        gate = registry.gate
-        if inner is not encoder:
-            gate = Gate(registry.switch)
-            gate.install(inner)
-            registry.gates.append(gate)
-        heads = Heads(inner, registry.anatomy, gate)
-        inner.register_module(HEADS, heads)
-    return inner, registry, heads
+        # All adapters of a shared encoder were taken off by way of another model.
+        pooler = heads.pooler
+        take_heads_off(inner)
+        heads = new_heads(inner, registry, pooler)
+    return inner, registry, heads or new_heads(inner, registry, registry.anatomy.pooler)
+
+
+def new_heads(inner: PreTrainedModel, registry: Registry, pooler: str | None) -> Heads:
+    """Give a model a gate and a place for the heads of tasks."""
+    gate = registry.gate
+    if inner is not inner.base_model:
+        gate = registry.new_gate()
+        gate.install(inner)
+    heads = Heads(inner, replace(registry.anatomy, pooler=pooler), gate)
+    inner.register_module(HEADS, heads)
+    return heads
+
+
+def take_heads_off(model: PreTrainedModel) -> None:
+    """Forget the heads of a model's tasks; its own stands, as nothing is active."""
+    heads = heads_of(model)
+    if heads is not None:
+        heads.gate.remove(model)
+        del model._modules[HEADS]
+        give_flags_back(model, heads.frozen_before)
+
+
+def give_flags_back(module: nn.Module, frozen: Collection[str]) -> None:
+    """Make every parameter trainable but those named."""
+    for key, parameter in module.named_parameters():
+        parameter.requires_grad_(key not in frozen)
 
 
 def _plan(
@@ -138,7 +166,8 @@ def check_untrained_means(composition: Composition | None, trainable: Collection
 def activate(model: _Model, composition: Composition | None) -> _Model:
     """Say which adapters act from now on; the head of the last task in it answers.
 
-    Models around one encoder keep a setup each; the encoder itself runs what was activated last.
+    Models around one encoder keep a setup each; the encoder itself, and a model on which nothing
+    was activated, run what was activated last.
 
     Args:
         model: A model with adapters.
@@ -164,10 +193,7 @@ def activate(model: _Model, composition: Composition | None) -> _Model:
     if registry.switch.trainable:
         check_untrained_means(plan.composition, registry.switch.trainable)
     heads.show(inner, plan)
-    if inner is inner.base_model:
-        for gate in registry.gates:
-            gate.plan = None
-    else:
+    if heads.gate is not registry.gate:
         heads.gate.plan = plan
     registry.switch.default = Flow(plan)
     return model

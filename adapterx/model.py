@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from adapterx.activation import activate, check_untrained_means, open_model
+from adapterx.activation import (
+    activate,
+    check_untrained_means,
+    give_flags_back,
+    open_model,
+    take_heads_off,
+)
 from adapterx.anatomy import Place
 from adapterx.composition import (
     check_name,
@@ -27,7 +33,6 @@ from adapterx.errors import (
 from adapterx.heads import Labels, Problem, fill
 from adapterx.methods import Method, MethodModule, methods_of
 from adapterx.registry import (
-    HEADS,
     KINDS,
     Adapter,
     Kind,
@@ -266,12 +271,13 @@ def detach(model: _Model, name: str | None = None) -> _Model:
 
     Raises:
         UnknownNameError: If it is not attached.
-        CompositionError: If it is part of what is active.
+        CompositionError: If it is part of what is active, or, for all, if another model around
+            this encoder has anything active.
     """
     inner = unwrap(model)
     registry = registry_of(inner)
     if registry is None and name is None:
-        _take_heads_off(inner)
+        take_heads_off(inner)
         return model
     registry = registry or Registry(inner.base_model)
     if name is not None:
@@ -285,9 +291,15 @@ def detach(model: _Model, name: str | None = None) -> _Model:
                 )
         _take_off(inner, registry, name)
     else:
+        heads = heads_of(inner)
+        for gate in registry.gates:
+            others = gate.plan.composition if gate.plan is not None else None
+            if others is not None and (heads is None or gate is not heads.gate):
+                raise CompositionError(
+                    f"Another model around this encoder has {others} active. "
+                    "Activate nothing there first: adapterx.activate(other, None)."
+                )
         activate(inner, None)
-        for gate in registry.gates:  # of other models around the same encoder
-            gate.plan = None
         for each in list(registry.adapters):
             _take_off(inner, registry, each)
     if not registry.adapters:
@@ -317,18 +329,5 @@ def _close(inner: PreTrainedModel, registry: Registry) -> None:
     delattr(encoder, CHILD)
     registry.gate.remove(encoder)
     for owner in {inner, encoder}:  # the adapters may have been added to the encoder itself
-        _take_heads_off(owner)
-    _give_flags_back(encoder, registry.frozen_before)
-
-
-def _take_heads_off(owner: PreTrainedModel) -> None:
-    heads = heads_of(owner)
-    if heads is not None:
-        heads.gate.remove(owner)
-        del owner._modules[HEADS]
-        _give_flags_back(owner, heads.frozen_before)
-
-
-def _give_flags_back(module: nn.Module, frozen: Collection[str]) -> None:
-    for key, parameter in module.named_parameters():
-        parameter.requires_grad_(key not in frozen)
+        take_heads_off(owner)
+    give_flags_back(encoder, registry.frozen_before)

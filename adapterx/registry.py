@@ -6,6 +6,7 @@ same; the heads of tasks are kept on the model as ``model.adapterx_heads``.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
@@ -77,9 +78,26 @@ class Registry:
         self.frozen_before = frozenset(
             name for name, parameter in encoder.named_parameters() if not parameter.requires_grad
         )
-        # The encoder's own gate, and one for every model around it.
+        # The encoder's own gate; those of models around it live as long as the models.
         self.gate = Gate(self.switch)
-        self.gates = [self.gate]
+        self._others: list[weakref.ref[Gate]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_others": self.gates[1:]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _others=[weakref.ref(gate) for gate in state["_others"]])
+
+    @property
+    def gates(self) -> list[Gate]:
+        """The encoder's own gate, and one for every model around it."""
+        return [self.gate, *(gate for known in self._others if (gate := known()) is not None)]
+
+    def new_gate(self) -> Gate:
+        """Return the gate of another model around this encoder."""
+        gate = Gate(self.switch)
+        self._others.append(weakref.ref(gate))
+        return gate
 
     @property
     def active(self) -> Composition | None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from adapterx.activation import open_model
+from adapterx.activation import new_heads, open_model
 from adapterx.errors import BaseModelError
-from adapterx.heads import Heads
-from adapterx.registry import HEADS, registry_of, unwrap
-from adapterx.routing import Gate
+from adapterx.registry import registry_of, unwrap
 
 __all__ = ["share"]
 
@@ -24,7 +21,8 @@ def share(model: nn.Module, other: type[Any] | PreTrainedModel) -> PreTrainedMod
 
     ``tagger = adapterx.share(classifier, AutoModelForTokenClassification)``: both run one encoder
     instance; each has tasks and heads of its own, and its own active composition. Language
-    adapters are there for both. `adapterx.detach` on either takes all adapters off the encoder.
+    adapters are there for both. `adapterx.detach` takes all adapters off the encoder, so nothing
+    may be active on the others then.
 
     Args:
         model: The model whose encoder is shared, with adapters or without.
@@ -76,11 +74,7 @@ def share(model: nn.Module, other: type[Any] | PreTrainedModel) -> PreTrainedMod
             )
     setattr(guest, prefix, encoder)
     guest.tie_weights()
-    gate = Gate(registry.switch)
-    gate.install(guest)
-    registry.gates.append(gate)
-    own = registry.anatomy if reads_pooler else replace(registry.anatomy, pooler=None)
-    guest.register_module(HEADS, Heads(guest, own, gate))
+    new_heads(guest, registry, place if reads_pooler else None)
     return guest.train(inner.training)
 
 
