@@ -10,13 +10,10 @@ from adapterx.composition import JsonValue
 
 __all__ = ["add_verbs"]
 
-_COLUMNS: Final = {
-    "type": "model type",
-    "norm": "norm",
-    "layers": "layers",
-    "example": "example",
-    "methods": "methods",
-    "targets": "LoRA targets",
+_HEAD: Final = ("model type", "norm", "sides", "more projections", "example")
+_EVERYWHERE: Final = {
+    *("attention.query", "attention.key", "attention.value", "attention.output"),
+    *("ffn.in", "ffn.out"),
 }
 
 
@@ -35,14 +32,29 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
 def _families(options: argparse.Namespace) -> JsonValue:
     rows: list[dict[str, JsonValue]] = [_row(name, anatomy_of(name)) for name in known_families()]
     if not options.json:
-        table = [list(_COLUMNS.values())]
-        for row in rows:
-            cells = [row[key] for key in _COLUMNS]
-            table.append([" ".join(map(str, c)) if isinstance(c, list) else str(c) for c in cells])
+        table = [_HEAD, *(_cells(name, anatomy_of(name)) for name in known_families())]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         for line in table:
             print("  ".join(map(str.ljust, line, widths)).rstrip())
+        print(
+            "All take Bottleneck (sequential, double, parallel), Invertible, and LoRA on query, "
+            "key,\nvalue, output, ffn.in, ffn.out and the further projections named."
+        )
     return {"families": [*rows]}
+
+
+def _cells(name: str, anatomy: Anatomy) -> tuple[str, ...]:
+    groups: dict[str, list[str]] = {}
+    for site in anatomy.projection_sites():
+        group, _, part = site.rpartition(".")
+        if site not in _EVERYWHERE:
+            groups.setdefault(group, []).append(part)
+    more = ", ".join(
+        group if len(parts) > 1 else f"{group}.{parts[0]}" for group, parts in groups.items()
+    )
+    norm = "pre" if anatomy.attention.norm is None else "post"
+    sides = "encoder" if anatomy.decoder is None else "encoder, decoder"
+    return (name, norm, sides, more, anatomy.example)
 
 
 def _row(name: str, anatomy: Anatomy) -> dict[str, JsonValue]:
