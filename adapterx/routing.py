@@ -174,40 +174,44 @@ class Switch:
 
     def inner(self) -> Flow | None:
         """Return the flow of the pass under way in this thread, None outside of one."""
-        if torch.compiler.is_compiling():
-            return self.traced
-        stack: list[Flow] = getattr(self._local, "stack", [])
-        return stack[-1] if stack else None
+        # After a graph break the rest of a traced pass may run without being traced.
+        return self.traced if self._is_traced() else self._stack()[-1]
 
     def push(self, flow: Flow) -> None:
         """Begin a pass."""
         if torch.compiler.is_compiling():
             self.traced = flow
-            return
-        if not hasattr(self._local, "stack"):
-            self._local.stack = []
-        self._local.stack.append(flow)
+        else:
+            self._stack().append(flow)
 
     def pop(self) -> None:
         """End a pass."""
-        if torch.compiler.is_compiling():
+        if self._is_traced():
             self.traced = None
             return
-        flow: Flow = self._local.stack.pop()
+        flow = self._stack().pop()
         if flow.rows is not None:
             self.last = flow
 
     def put(self, flow: Flow | None) -> None:
         """Change the flow of the pass under way; None for none, as it was outside of one."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self.traced is not None:
             self.traced = flow
-        elif self.inner() is None:
-            if flow is not None:
-                self.push(flow)
         elif flow is None:
-            self._local.stack.pop()
+            self._stack().pop()
+        elif self._stack():
+            self._stack()[-1] = flow
         else:
-            self._local.stack[-1] = flow
+            self._stack().append(flow)
+
+    def _is_traced(self) -> bool:
+        return torch.compiler.is_compiling() or not self._stack()
+
+    def _stack(self) -> list[Flow]:
+        if not hasattr(self._local, "stack"):
+            self._local.stack = []
+        stack: list[Flow] = self._local.stack
+        return stack
 
     @contextmanager
     def under(self, flow: Flow) -> Iterator[None]:
