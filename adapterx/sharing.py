@@ -46,6 +46,11 @@ def share(model: nn.Module, other: type[Any] | PreTrainedModel) -> PreTrainedMod
             f"{type(guest).__name__} has no encoder of its own to be shared. Use a class with a "
             "head; T5's classes keep their parts apart and cannot share."
         )
+    if type(getattr(guest, prefix)) is not type(encoder):
+        raise BaseModelError(
+            f"{type(guest).__name__} runs a {type(getattr(guest, prefix)).__name__}, this encoder "
+            f"is a {type(encoder).__name__}. Only models of one base can share it."
+        )
     for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
         ours, theirs = getattr(encoder.config, key, None), getattr(guest.config, key, None)
         if ours != theirs:
