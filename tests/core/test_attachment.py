@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import adapterx
-from adapterx import Bottleneck, Scale, Stack
-from adapterx.errors import UnknownNameError
+from adapterx import AdapterError, Bottleneck, LoRA, PerExample, Scale, Stack
+from adapterx.errors import CompositionError, ShapeError, UnknownNameError
 from adapterx.model import set_strength
-from adapterx.registry import registry_of
+from adapterx.registry import adapter_modules, registry_of
 from adapterx.store.card import base_of
 from adapterx.store.local import place_for
 
@@ -72,3 +74,158 @@ def test_a_language_without_an_adapter_is_an_error_unless_told(store: Path) -> N
     assert list(model.state_dict()) == before
     adapterx.attach(model, lang="fr", task="topics", store=store, fallback="none")
     assert adapterx.summary(model).active == "topics"
+
+
+ROWS = {
+    "tags": (
+        ["sw", "mi", "en"],
+        PerExample({"sw": "sw", "mi": Scale("maori", 0.5), "en": Stack()}),
+    ),
+    "names": (["maori", "English"], PerExample({"maori": Scale("maori", 0.5), "English": Stack()})),
+    "one": (["sw"], PerExample({"sw": "sw"})),
+    "twice": (["sw", "sw"], PerExample({"sw": "sw"})),
+}
+
+
+@pytest.mark.parametrize(("languages", "expected"), ROWS.values(), ids=ROWS)
+def test_of_several_languages_each_row_chooses(
+    store: Path, languages: list[str], expected: PerExample
+) -> None:
+    model = adapterx.attach(_model(), lang=languages, task="topics", store=store)
+    registry = registry_of(model)
+    assert registry is not None
+    assert registry.active == Stack(expected, "topics")
+    ids = torch.randint(5, 100, (4, 6))
+    rows = [languages[row % len(languages)] for row in range(4)]
+    mixed = model(ids, lang=rows).logits
+    for row, language in enumerate(rows):
+        alone = adapterx.attach(_model(), lang=language, task="topics", store=store)
+        assert torch.allclose(mixed[row], alone(ids[row : row + 1]).logits[0], atol=1e-6)
+
+
+def test_of_several_tasks_each_row_chooses(store: Path) -> None:
+    model = _model()
+    adapterx.add(model, "mood", "lora", language="en", labels=["good", "bad"])
+    adapterx.attach(model, lang="sw", task=["topics", "mood"], store=store)
+    chosen = PerExample({"topics": "topics", "mood": "mood"}, by="task")
+    assert adapterx.summary(model).active == str(Stack("sw", chosen))
+    logits = model(torch.randint(5, 100, (2, 6)), task=["mood", "topics"]).logits
+    assert logits[0, 2] == torch.finfo(torch.float32).min
+
+
+def test_a_folder_is_known_to_rows_by_the_adapter_in_it(store: Path) -> None:
+    folder = place_for(base_of(_model()), "maori", store)
+    model = adapterx.attach(
+        _model(), lang=[str(folder), "fr"], task="topics", store=store, fallback="none"
+    )
+    chosen = PerExample({"maori": Scale("maori", 0.5), "fr": Stack()})
+    assert adapterx.summary(model).active == str(Stack(chosen, "topics"))
+
+
+@pytest.mark.parametrize("lang", [["sw", "fr"], [], ["sw", 3]], ids=str)
+def test_one_language_that_is_not_there_leaves_the_model_as_it_was(store: Path, lang: Any) -> None:
+    model = _model()
+    before = list(model.state_dict())
+    with pytest.raises(AdapterError):
+        adapterx.attach(model, lang=lang, task="topics", store=store)
+    assert list(model.state_dict()) == before
+
+
+def test_predict_takes_a_language_and_a_task_per_text(store: Path, tokenizer: Any) -> None:
+    model = _model()
+    adapterx.add(model, "mood", "lora", language="en", labels=["good", "bad"])
+    adapterx.attach(model, lang=["sw", "en"], task="topics", store=store)
+    adapterx.activate(model, "mood")
+    texts = ["w1 w2 w3 w4", "w9", "w3 w5", "w7 w8 w9"]
+    languages, tasks = ["sw", "en", "sw", "en"], ["mood", "topics", "topics", "mood"]
+    answers = adapterx.predict(model, tokenizer, texts, lang=languages, task=tasks, batch_size=3)
+    assert adapterx.summary(model).active == "mood"
+    for text, language, task, answer in zip(texts, languages, tasks, answers, strict=True):
+        (alone,) = adapterx.predict(model, tokenizer, [text], lang=language, task=task)
+        assert answer["label"] == alone["label"]
+        assert answer["scores"] == pytest.approx(alone["scores"], abs=1e-6)
+    with pytest.raises(ShapeError, match="lang has 3 entries for 4 texts"):
+        adapterx.predict(model, tokenizer, texts, lang=languages[:3], task="topics")
+    assert adapterx.predict(model, tokenizer, [], lang=[], task="topics") == []
+    assert adapterx.summary(model).active == "mood"
+
+
+# Encoder-decoders
+
+
+SIDED = ("t5", "mbart", "m2m_100")
+
+
+@pytest.fixture
+def translator(build, fill):
+    """Return ``translator(family)``: an encoder-decoder with two languages and a task."""
+
+    def translator(family: str) -> Any:
+        model = build(family, "masked-lm")
+        adapterx.add(model, "en", "seq_bn", kind="language")
+        adapterx.add(model, "sw", LoRA(targets="all"), kind="language")
+        adapterx.add(model, "yo", "par_bn", kind="language")
+        adapterx.add(model, "mt", "double_seq_bn")
+        fill(model)
+        return model
+
+    return translator
+
+
+def _zeroed(model: Any, name: str, side: str) -> Any:
+    """Return a copy of which one side of an adapter adds nothing."""
+    copied = copy.deepcopy(model)
+    for place, module in adapter_modules(copied, name):
+        if place.side == side:
+            last = module.lora_B if hasattr(module, "lora_B") else module.up
+            for parameter in last.parameters():
+                torch.nn.init.zeros_(parameter)
+    return copied
+
+
+@pytest.mark.parametrize("family", SIDED)
+def test_the_language_written_acts_in_the_decoder_alone(
+    translator, batch, run, close, family
+) -> None:
+    model = translator(family)
+    adapterx.attach(model, lang="en", target="sw", task="mt")
+    assert adapterx.summary(model).active == "Stack(Side(en, encoder), Side(sw, decoder), mt)"
+    by_hand = _zeroed(_zeroed(model, "en", "decoder"), "sw", "encoder")
+    adapterx.activate(by_hand, Stack("en", "sw", "mt"))
+    assert close(run(model, batch), run(by_hand, batch))
+    # Alone, a language acts on both sides.
+    adapterx.attach(model, lang="sw", task="mt")
+    assert adapterx.summary(model).active == "Stack(sw, mt)"
+    assert not close(run(model, batch), run(by_hand, batch))
+
+
+@pytest.mark.parametrize("family", SIDED)
+def test_rows_choose_the_language_of_each_side(translator, batch, run, close, family) -> None:
+    model = translator(family)
+    adapterx.attach(model, lang=["en", "sw"], target=["sw", "yo"], task="mt")
+    chosen = {"lang": ["en", "sw", "en", "sw"], "target": ["sw", "sw", "yo", "yo"]}
+    mixed = run(model, {**batch, **chosen}, hidden=False)["logits.0"]
+    for row in range(4):
+        adapterx.attach(model, lang=chosen["lang"][row], target=chosen["target"][row], task="mt")
+        assert close(mixed[row], run(model, batch, hidden=False)["logits.0"][row])
+
+
+@pytest.mark.parametrize("family", SIDED)
+def test_generation_runs_with_a_language_chosen_for_all_rows(translator, batch, family) -> None:
+    model = translator(family)
+    settings = {
+        "num_beams": 2,
+        "max_new_tokens": 5,
+        "min_new_tokens": 5,
+        "decoder_start_token_id": 2,
+    }
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    adapterx.attach(model, lang="en", target="yo", task="mt")
+    expected = model.generate(**inputs, **settings)
+    adapterx.attach(model, lang=["en", "sw"], target=["sw", "yo"], task="mt")
+    with adapterx.using(model, lang="en", target="yo"):
+        assert torch.equal(model.generate(**inputs, **settings), expected)
+    with pytest.raises(CompositionError, match="rows"):
+        model.generate(**inputs, **settings)
+    with adapterx.using(model, lang="en", target="yo"):
+        assert torch.equal(model.generate(**inputs, **settings), expected)
