@@ -97,8 +97,11 @@ def _list(options: argparse.Namespace) -> JsonValue:
 
 def _show(options: argparse.Namespace) -> JsonValue:
     from adapterx.store.card import Card
+    from adapterx.store.setup import SETUP
 
     folder = _folder(options.adapter, options.store)
+    if (folder / SETUP).is_file():
+        return _show_setup(folder, options.json)
     card = Card.read(folder)
     if not options.json:
         facts: dict[str, object] = {
@@ -121,6 +124,27 @@ def _show(options: argparse.Namespace) -> JsonValue:
             if shown:
                 print(f"{title:<12} {shown}")
     return {"folder": str(folder), **card.to_json()}
+
+
+def _show_setup(folder: Path, as_json: bool) -> JsonValue:
+    from adapterx.composition import names
+    from adapterx.store.card import Card
+    from adapterx.store.setup import read_setup
+
+    composition = read_setup(folder)
+    cards = [Card.read(folder / "adapters" / name) for name in names(composition)]
+    if not as_json:
+        print(f"{'composition':<12} {composition}")
+        for card in cards:
+            about = ", ".join(card.labels.names) if card.labels else card.language or ""
+            print(f"{card.kind:<12} {card.name}: {about}")
+        print(f"{'base':<12} {cards[0].base}" if cards else "no adapters")
+        print(f"{'folder':<12} {folder}")
+    return {
+        "folder": str(folder),
+        "composition": str(composition),
+        "adapters": [card.to_json() for card in cards],
+    }
 
 
 def _push(options: argparse.Namespace) -> JsonValue:

@@ -20,7 +20,7 @@ from adapterx.registry import registry_of, unwrap
 from adapterx.store.card import read_json
 from adapterx.store.folder import load_folder, replaceable, save_adapter, write_atomically
 
-__all__ = ["SETUP", "load_setup", "save_setup"]
+__all__ = ["SETUP", "load_setup", "read_setup", "save_setup"]
 
 SETUP: Final = "adapterx_setup.json"
 _VERSION: Final = 1
@@ -46,16 +46,11 @@ def save_setup(model: nn.Module, composition: Composition, folder: Path) -> Path
     return write_atomically(folder, write)
 
 
-def load_setup(model: _Model, folder: Path, *, force: bool = False) -> _Model:
-    """Load the adapters of a setup that are not on the model yet, and activate its composition.
-
-    Returns:
-        `model`. On any error it is as it was.
+def read_setup(folder: Path) -> Composition:
+    """Return the composition that a setup's folder holds.
 
     Raises:
-        FormatError: If the folder is incomplete or damaged.
-        BaseModelError: If an adapter was trained for another base.
-        CompositionError: If the composition cannot act on this model.
+        FormatError: If it is missing, damaged or of another version.
     """
     facts = read_json(folder / SETUP)
     if facts.get("version") != _VERSION:
@@ -67,6 +62,21 @@ def load_setup(model: _Model, folder: Path, *, force: bool = False) -> _Model:
         composition = from_json(facts.get("composition"))
     except AdapterError as error:
         raise FormatError(f"{folder / SETUP}: {error}") from error
+    return composition
+
+
+def load_setup(model: _Model, folder: Path, *, force: bool = False) -> _Model:
+    """Load the adapters of a setup that are not on the model yet, and activate its composition.
+
+    Returns:
+        `model`. On any error it is as it was.
+
+    Raises:
+        FormatError: If the folder is incomplete or damaged.
+        BaseModelError: If an adapter was trained for another base.
+        CompositionError: If the composition cannot act on this model.
+    """
+    composition = read_setup(folder)
     registry = registry_of(unwrap(model))
     there = set() if registry is None else set(registry.adapters)
     loaded: list[str] = []

@@ -242,6 +242,21 @@ def test_families_lists_every_family_with_its_sites(call: Callable[..., Answer])
         assert {*rows["bert"]["targets"]} <= {*row["targets"]}
 
 
+def test_show_says_what_is_in_a_saved_composition(
+    call: Callable[..., Answer], build, tmp_path: Path
+) -> None:
+    model = build("bert", "sequence")
+    adapterx.add(model, "sw", "seq_bn", kind="language")
+    adapterx.add(model, "topics", "lora", labels=LABELS)
+    folder = adapterx.save(model, "Stack(Scale(sw, 0.5), topics)", tmp_path / "setup")
+    done = call(f"show {folder} --json")
+    assert done.data["composition"] == "Stack(Scale(sw, 0.5), topics)"
+    assert [card["name"] for card in done.data["adapters"]] == ["sw", "topics"]
+    shown = call(f"show {folder}").out
+    assert "Stack(Scale(sw, 0.5), topics)" in shown
+    assert "food, law" in shown
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_takes_json_and_debug_and_long_options_only(verb: str) -> None:
     flags = [flag for action in VERBS[verb]._actions for flag in action.option_strings]
