@@ -143,7 +143,8 @@ class _Divided:
     def __init__(self, switch: Switch) -> None:
         self.switch = switch
         self.keys: set[str] = set()
-        self.noted: dict[int, tuple[Flow, tuple[Any, ...], dict[str, Any]]] = {}
+        # By thread: the flow, whether it is a pass under way, and the arguments.
+        self.noted: dict[int, tuple[Flow, bool, tuple[Any, ...], dict[str, Any]]] = {}
 
     def before(
         self, hooked: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -152,21 +153,21 @@ class _Divided:
         flow = self.switch.flow()
         if flow.rows is None or self._partition(flow) is None:
             return None
-        self.noted[_thread()] = (flow, args, kwargs)
+        self.noted[_thread()] = (flow, self.switch.inner() is not None, args, kwargs)
         return self._begin(flow, self._groups(flow, args[0].device)[0], args, kwargs)
 
     def after(self, hooked: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Run it for the other groups and put the rows together (a forward hook)."""
         if _thread() not in self.noted:
             return None
-        flow, args, kwargs = self.noted.pop(_thread())
+        flow, under_way, args, kwargs = self.noted.pop(_thread())
         assert flow.rows is not None
         groups = self._groups(flow, args[0].device)
         outputs = [output]
         for group in groups[1:]:
             some, named = self._begin(flow, group, args, kwargs)
             outputs.append(hooked.forward(*some, **named))
-        self.switch.put(flow if flow.gate is not None else None)
+        self.switch.put(flow if under_way else None)
         if not isinstance(output, tuple):
             return self._joined(flow, groups, outputs)
         return tuple(

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, Trainer, TrainingArguments, pipeline
 
 import adapterx
@@ -1047,3 +1048,34 @@ def test_row_gets_what_the_definition_says(setup, make_batch, close, take, how) 
         assert (answer["logits"][:, :wide] - expected["logits"])[answered].abs().max() <= 1e-9
 
     check()
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta-v2"])
+def test_layers_checkpointed_by_other_means_find_the_rows_of_the_last_pass(
+    build, fill, batch, close, family
+) -> None:
+    """As FSDP's activation checkpointing wraps layers, outside of Hugging Face's own."""
+    model = build(family, "sequence", mode="train")
+    for name, method in {"a": LoRA(targets="all", rank=2), "b": "seq_bn"}.items():
+        adapterx.add(model, name, method, kind="language", language="sw")
+    fill(model)
+    adapterx.activate(model, PerExample({"a": "a", "b": "b"}))
+    adapterx.set_trainable(model, ["a", "b"])
+    chosen = {"lang": ["b", "a", "a", "b"]}
+
+    def gradients() -> dict[Any, Tensor]:
+        model.zero_grad()
+        model(**batch, **chosen).logits.pow(2).sum().backward()
+        return {key: p.grad.clone() for key, p in _parameters(model, "ab").items()}
+
+    expected = gradients()
+    for layer in model.base_model.encoder.layer:
+        forward = layer.forward
+        layer.forward = lambda *args, forward=forward, **kwargs: checkpoint(
+            forward, *args, use_reentrant=False, **kwargs
+        )
+    for _ in range(2):  # and the model is as it was
+        again = gradients()
+        assert all(close(again[key], expected[key]) for key in expected)
+    with pytest.raises(CompositionError, match="chooses its lang"):
+        model(**batch)
