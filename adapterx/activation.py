@@ -26,6 +26,7 @@ from adapterx.composition import (
     parse,
 )
 from adapterx.errors import (
+    BaseModelError,
     CompositionError,
     UnknownNameError,
     near_match,
@@ -66,7 +67,7 @@ def open_model(model: nn.Module) -> tuple[PreTrainedModel, Registry, Heads]:
         registry = Registry(encoder)
         registry.gate.install(encoder)
         setattr(encoder, CHILD, registry)
-    if heads is not None and heads.gate not in registry.gates:
+    if heads is not None and heads.gate.switch is not registry.switch:
         # All adapters of a shared encoder were taken off by way of another model.
         pooler = heads.pooler
         take_heads_off(inner)
@@ -78,10 +79,11 @@ def new_heads(inner: PreTrainedModel, registry: Registry, pooler: str | None) ->
     """Give a model a gate and a place for the heads of tasks."""
     gate = registry.gate
     if inner is not inner.base_model:
-        gate = registry.new_gate()
+        gate = Gate(registry.switch)
         gate.install(inner)
     heads = Heads(inner, replace(registry.anatomy, pooler=pooler), gate)
     inner.register_module(HEADS, heads)
+    registry.know(heads)
     return heads
 
 
@@ -109,9 +111,10 @@ def _plan(
     if composition in gate.plans:
         return gate.plans[composition]
     value = parse(composition) if isinstance(composition, str) else composition
+    heads = heads_of(inner)
     if value is not None:
         _check_names(registry, value)
-    heads = heads_of(inner)
+        _check_heads(registry, heads, value)
     plan = compile_plan(value, registry.held(), heads.names() if heads is not None else ())
     if inner.get_output_embeddings() is not None:
         for place in (place for one in registry.adapters.values() for place in one.places):
@@ -127,6 +130,13 @@ def _plan(
 
 
 def _check_names(registry: Registry, composition: Composition) -> None:
+    for node in nodes(composition):
+        if isinstance(node, Fuse) and node.by not in registry.adapters:
+            raise UnknownNameError(
+                f"No fusion {node.by!r} on this model for {node}."
+                f"{near_match(node.by, registry.adapters)} Add one: "
+                f"adapterx.add(model, {node.by!r}, Fusion(like=...)) with the methods it fuses."
+            )
     for name in names(composition):
         registry.require(name)
     fusions = {
@@ -150,6 +160,18 @@ def _check_names(registry: Registry, composition: Composition) -> None:
             )
 
 
+def _check_heads(registry: Registry, heads: Heads | None, composition: Composition) -> None:
+    """Refuse a task whose head is on another model around the encoder."""
+    for other in registry.heads:
+        for name in names(composition):
+            here = heads is None or not heads.places or name in heads.names()
+            if not here and name in other.names():
+                raise BaseModelError(
+                    f"Task {name!r} was added to another model around this encoder, and its head "
+                    "is there. Activate it there, or add the task to this model too."
+                )
+
+
 def check_untrained_means(composition: Composition | None, trainable: Collection[str]) -> None:
     """Refuse to train what is averaged by weights: what is saved would not be what acted."""
     for node in nodes(composition) if composition is not None else ():
@@ -159,7 +181,7 @@ def check_untrained_means(composition: Composition | None, trainable: Collection
                     raise CompositionError(
                         f"{name!r} is trainable and part of {node}, a mean of weights: it would "
                         "be trained as what it is not. Average over outputs, or freeze it first: "
-                        "adapterx.set_trainable(model, [])."
+                        "adapterx.set_trainable(model, names) with the others."
                     )
 
 

@@ -579,7 +579,9 @@ def anatomy_of(model_type: str, modules: Collection[str] | None = None) -> Anato
         return row if modules is None else row.fitted(modules)
     alike = (name for name, row in rows.items() if modules and row.fits(modules))
     twin = next(alike, None)
-    hint = near_match(model_type, rows)
+    hint = near_match(model_type, rows) + (
+        " Say where the parts of another family are: adapterx.register_anatomy(model_type, ...)."
+    )
     if twin is not None:
         hint = (
             f" Its modules look like {twin!r}: "

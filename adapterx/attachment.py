@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -34,6 +34,7 @@ from adapterx.store import load
 from adapterx.store.card import base_of
 from adapterx.store.hub import is_repo_id
 from adapterx.store.local import adapters_folder, find, stored
+from adapterx.store.setup import SETUP
 
 __all__ = ["attach"]
 
@@ -89,6 +90,11 @@ def attach(
         raise ConfigError(f"fallback is {fallback!r} in attach. Use 'error' or 'none'.")
     before = set(_attached(model))
     found = _Finder(model, store, revision)
+    if target is not None and not _is_encoder_decoder(model):
+        raise ConfigError(
+            f"target is {target!r} in attach, but {type(unwrap(model)).__name__} has no decoder. "
+            "Pass lang alone."
+        )
     try:
         if compose is not None:
             composition = parse(compose) if isinstance(compose, str) else compose
@@ -117,12 +123,22 @@ def attach(
         raise
 
 
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    _known(model)
+    return bool(unwrap(model).config.is_encoder_decoder)
+
+
 def _listed(value: str | Sequence[str] | None, axis: Axis) -> list[str]:
     if value is None:
         return []
-    values = [value] if isinstance(value, str) else list(value)
+    values: list[str] = [value] if isinstance(value, str) else []
+    if isinstance(value, list | tuple):
+        values = list(value)
     if not values or not all(isinstance(one, str) for one in values):
-        raise ConfigError(f"{axis} is {value!r} in attach. Give a name, or a list of names.")
+        raise ConfigError(
+            f"{axis} is {value!r} in attach. Give a name, or a list of names; a composition goes "
+            "into compose."
+        )
     return values
 
 
@@ -159,6 +175,8 @@ class _Finder:
         self.model = model
         self.store = store
         self.revision = revision
+        # What was there when the search began: what it loads is taken off again if it fails.
+        self.before = tuple(_attached(model))
 
     def languages(
         self,
@@ -193,7 +211,12 @@ class _Finder:
         """Return the adapter, loaded onto the model if it is not there yet."""
         model, store = self.model, self.store
         if Path(name).is_dir() or is_repo_id(name):
-            adapter = self._loaded(name)
+            if (Path(name) / SETUP).is_file():
+                raise CompositionError(
+                    f"{name!r} holds a composition, not an adapter. Load it whole: "
+                    "adapterx.load(model, folder)."
+                )
+            adapter = self._reused(name) or self._loaded(name)
             if kind is not None and adapter.kind != kind:
                 detach(model, adapter.name)
                 raise CompositionError(
@@ -206,7 +229,7 @@ class _Finder:
                 tag = standard_tag(name)
             except UnknownNameError as error:
                 if find(name, base_of(_known(model)), kind=kind, store=store) is None:
-                    raise _unknown(model, name, kind, store) from error
+                    raise _unknown(model, name, kind, store, self.before) from error
             else:
                 wanted += [tag] if tag != name else []
         for each in wanted:
@@ -219,12 +242,25 @@ class _Finder:
             folder = find(each, base_of(_known(model)), kind=kind, store=store)
             if folder is not None:
                 return self._loaded(folder)
-        raise _unknown(model, name, kind, store)
+        raise _unknown(model, name, kind, store, self.before)
+
+    def _reused(self, source: str) -> Adapter | None:
+        """Return the adapter that was loaded from there before, if it is still on the model."""
+        registry = registry_of(self.model)
+        name = None if registry is None else registry.sources.get(self._address(source))
+        return None if name is None else _attached(self.model).get(name)
+
+    def _address(self, source: str | Path) -> str:
+        path = Path(source)
+        return str(path.resolve()) if path.is_dir() else f"{source}@{self.revision}"
 
     def _loaded(self, source: str | Path) -> Adapter:
         before = set(_attached(self.model))
         load(self.model, source, revision=self.revision)
         (loaded,) = set(_attached(self.model)) - before
+        registry = registry_of(self.model)
+        assert registry is not None
+        registry.sources[self._address(source)] = loaded
         return _attached(self.model)[loaded]
 
 
@@ -237,9 +273,13 @@ def _known(model: nn.Module) -> nn.Module:
 
 
 def _unknown(
-    model: nn.Module, name: str, kind: Kind | None, store: str | Path | None
+    model: nn.Module,
+    name: str,
+    kind: Kind | None,
+    store: str | Path | None,
+    before: Collection[str],
 ) -> UnknownNameError:
-    attached = [key for key, one in _attached(model).items() if kind in (None, one.kind)]
+    attached = [name for name in before if kind in (None, _attached(model)[name].kind)]
     base = base_of(unwrap(model))
     kept = [
         card.name
@@ -247,7 +287,12 @@ def _unknown(
         if kind in (None, card.kind) and card.base.difference(base) is None
     ]
     what = f"{kind} adapter" if kind else "adapter"
-    hint = " Or set fallback to 'none' for the task alone." if kind == "language" else ""
+    hint = (
+        " The language of a task's labels needs none, if the task was added with language=...; "
+        "others do without by fallback='none'."
+        if kind == "language"
+        else ""
+    )
     return UnknownNameError(
         f"No {what} {name!r} for this encoder (on the model: {', '.join(attached) or 'none'}; "
         f"in {adapters_folder(store)}: {', '.join(kept) or 'none'})."

@@ -8,7 +8,7 @@ choose their task, a stand-in takes the place and gives each row to its own head
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -87,6 +87,8 @@ class Heads(nn.Module):
         self.labels: dict[str, Labels] = {self.OWN: _read_labels(model)}
         self.entries: dict[str, dict[str, Any]] = {}
         self.shown: tuple[str, ...] = (self.OWN,)
+        # The modules in place; in a list, for they are children of the model.
+        self.standing = [self._parent(model, place)._modules[place] for place in self.places]
         # The flags a user had set before; they are given back when all adapters are off.
         self.frozen_before = frozenset(
             key for key, parameter in model.named_parameters() if not parameter.requires_grad
@@ -180,6 +182,7 @@ class Heads(nn.Module):
                 _Choosing(self, place) if shared else self._modules.pop(_key(names[0], place))
             )
             parent._modules[place] = standing
+        self.standing = [self._parent(model, place)._modules[place] for place in self.places]
         self.shown = names
         _write_config(model, shared or self.entries[names[0]])
 
@@ -221,6 +224,17 @@ class Heads(nn.Module):
             assert module is not None
             found[place] = module
         return found
+
+    def freeze_but(self, names: Collection[str]) -> None:
+        """Freeze every head of this model but those of some adapters."""
+        for module in self.standing:
+            if module is not None:
+                module.requires_grad_(self.shown[0] in names)
+        for name in self.labels:
+            for place in self.places:
+                module = self._modules.get(_key(name, place))
+                if module is not None:
+                    module.requires_grad_(name in names)
 
     def parked(self, name: str | None, place: str) -> nn.Module:
         """Return a head that does not stand in its place, None for the model's own."""

@@ -226,6 +226,8 @@ def _hooked_by(module: nn.Module, site: Site) -> bool:
 def set_trainable(model: _Model, names: str | Collection[str]) -> _Model:
     """Make exactly these adapters (and their heads) trainable; everything else is frozen.
 
+    That goes for all models around the encoder; to train tasks of several, name them together.
+
     Args:
         model: A model with adapters.
         names: One name or several; an empty collection freezes everything.
@@ -245,9 +247,8 @@ def set_trainable(model: _Model, names: str | Collection[str]) -> _Model:
     for name in wanted:
         for _, module in adapter_modules(inner, name):
             module.requires_grad_(True)
-        heads = heads_of(inner)
-        for head in heads.modules_of(inner, name).values() if heads is not None else ():
-            head.requires_grad_(True)
+    for heads in registry.heads:  # of other models around this encoder too
+        heads.freeze_but(wanted)
     return model
 
 
@@ -312,6 +313,7 @@ def _take_off(inner: PreTrainedModel, registry: Registry, name: str) -> None:
     heads = heads_of(inner)
     if heads is not None and name in heads.names():
         heads.remove(name)
+    registry.sources = {at: kept for at, kept in registry.sources.items() if kept != name}
     for place in registry.adapters.pop(name).places:
         key = place.port.key
         site = registry.sites[key]

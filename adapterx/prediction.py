@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias, TypedDict
 
@@ -13,9 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from adapterx.activation import activate
 from adapterx.anatomy import anatomy_of, known_families
 from adapterx.attachment import attach
-from adapterx.composition import Axis
-from adapterx.errors import BaseModelError, ConfigError, ShapeError
-from adapterx.registry import active_on, heads_of, unwrap
+from adapterx.composition import Axis, names
+from adapterx.composition import choices as choices_of
+from adapterx.errors import BaseModelError, CompositionError, ConfigError, ShapeError
+from adapterx.registry import active_on, heads_of, registry_of, unwrap
 
 __all__ = ["Prediction", "Text", "logits_of", "predict"]
 
@@ -53,7 +54,8 @@ def predict(
         model: A sequence-classification model, with adapters or without.
         tokenizer: The encoder's tokenizer.
         texts: Texts, or pairs of texts.
-        lang: Language to attach for this call, or one for each text; None for what is active.
+        lang: Language for this call, or one for each text: a choice of what is active, or to be
+            attached under the active task; None for what is active.
         task: Task to attach for this call, or one for each text; None for what is active.
         batch_size: Rows per forward pass, at least 1; texts of like length share a batch.
         progress: Show a progress bar on stderr.
@@ -65,6 +67,8 @@ def predict(
     Raises:
         ConfigError: If `texts` is one string, or `batch_size` is below 1.
         ShapeError: If there are not as many languages or tasks as texts.
+        CompositionError: If what is active answers a text more than once, or several tasks are
+            active and none is named.
         BaseModelError: If the model gives no class logits.
         UnknownNameError: As `adapterx.attach`.
     """
@@ -82,7 +86,15 @@ def predict(
             rows[axis] = choice
     if not texts:
         return []
-    with _attached(model, lang, task):
+    with _attached(model, lang, task) as open_axes:
+        for axis, choice in choices.items():
+            if axis in open_axes and isinstance(choice, str):
+                rows[axis] = [choice] * len(texts)
+            elif axis in open_axes and axis not in rows:
+                raise CompositionError(
+                    f"Each text chooses its {axis} in what is active, {active_on(model)}. "
+                    f"Pass it: predict(…, {axis}=[...]), one per text, or one for all."
+                )
         logits = logits_of(
             model, tokenizer, texts, rows=rows, batch_size=batch_size, progress=progress
         )
@@ -148,6 +160,11 @@ def logits_of(
                         f"{type(inner).__name__} gives no class logits. Load the encoder with a "
                         "sequence-classification class."
                     )
+                if len(logits) != len(chosen):
+                    raise CompositionError(
+                        f"What is active, {active_on(model)}, answers a text "
+                        f"{len(logits) // len(chosen)} times. Activate one output at a time."
+                    )
                 for index, row in zip(chosen, logits.float().cpu(), strict=True):
                     answers[index] = row
     finally:
@@ -158,21 +175,43 @@ def logits_of(
 @contextmanager
 def _attached(
     model: nn.Module, lang: str | Sequence[str] | None, task: str | Sequence[str] | None
-) -> Iterator[None]:
-    if lang is None and task is None:
-        yield
-        return
+) -> Iterator[Collection[Axis]]:
+    """Attach what is asked for; yield the axes by which rows choose then."""
     before = active_on(model)
-    attach(model, lang=_each(lang), task=_each(task))
+    asked: dict[Axis, list[str]] = {"lang": _each(lang), "task": _each(task)}
+    known = choices_of(before) if before is not None else {}
+    if all(set(wanted) <= set(known.get(axis, ())) for axis, wanted in asked.items()):
+        yield known  # nothing asked for, or nothing that rows cannot choose already
+        return
+    if task is None:
+        task = _active_task(model)
+    attach(
+        model,
+        lang=lang if isinstance(lang, str | None) else asked["lang"],
+        task=task if isinstance(task, str | None) else asked["task"],
+    )
     try:
-        yield
+        now = active_on(model)
+        yield choices_of(now) if now is not None else {}
     finally:
         activate(model, before)
 
 
-def _each(choice: str | Sequence[str] | None) -> str | Sequence[str] | None:
-    """Return the different ones of a choice a text."""
-    return choice if choice is None or isinstance(choice, str) else list(dict.fromkeys(choice))
+def _active_task(model: nn.Module) -> str | None:
+    active, registry = active_on(model), registry_of(model)
+    if active is None or registry is None:
+        return None
+    tasks = [name for name in names(active) if registry.adapters[name].kind == "task"]
+    if len(tasks) > 1:
+        raise CompositionError(
+            f"Several tasks are active, {', '.join(tasks)}. Say which: predict(…, task=...)."
+        )
+    return tasks[0] if tasks else None
+
+
+def _each(choice: str | Sequence[str] | None) -> list[str]:
+    """Return the different ones of a choice."""
+    return list(dict.fromkeys([choice] if isinstance(choice, str) else choice or []))
 
 
 def _length(text: Text) -> int:

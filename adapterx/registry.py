@@ -74,30 +74,36 @@ class Registry:
         self.switch = Switch()
         self.adapters: dict[str, Adapter] = {}
         self.sites: dict[str, Site] = {}
+        # Where `attach` loaded an adapter from: asked for again, it is there already.
+        self.sources: dict[str, str] = {}
         # The flags a user had set before; `detach` gives them back.
         self.frozen_before = frozenset(
             name for name, parameter in encoder.named_parameters() if not parameter.requires_grad
         )
-        # The encoder's own gate; those of models around it live as long as the models.
+        # The encoder's own gate; what models around it have lives as long as the models.
         self.gate = Gate(self.switch)
-        self._others: list[weakref.ref[Gate]] = []
+        self._heads: list[weakref.ref[Heads]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_others": self.gates[1:]}
+        return {**self.__dict__, "_heads": self.heads}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _others=[weakref.ref(gate) for gate in state["_others"]])
+        self.__dict__.update(state, _heads=[weakref.ref(heads) for heads in state["_heads"]])
+
+    @property
+    def heads(self) -> list[Heads]:
+        """The heads of all models around this encoder."""
+        return [heads for known in self._heads if (heads := known()) is not None]
 
     @property
     def gates(self) -> list[Gate]:
         """The encoder's own gate, and one for every model around it."""
-        return [self.gate, *(gate for known in self._others if (gate := known()) is not None)]
+        gates = (heads.gate for heads in self.heads)
+        return [self.gate, *(gate for gate in gates if gate is not self.gate)]
 
-    def new_gate(self) -> Gate:
-        """Return the gate of another model around this encoder."""
-        gate = Gate(self.switch)
-        self._others.append(weakref.ref(gate))
-        return gate
+    def know(self, heads: Heads) -> None:
+        """Remember the heads of a model around this encoder."""
+        self._heads.append(weakref.ref(heads))
 
     @property
     def active(self) -> Composition | None:

@@ -416,6 +416,10 @@ def _indices(axis: Axis, keys: Sequence[str], choice: Choice, count: int) -> Any
             )
         return choice
     for name in choice:
+        if not isinstance(name, str):
+            raise UnknownNameError(
+                f"{axis} holds {name!r}. Pass names, or a tensor of indices into {list(keys)}."
+            )
         if name not in keys:
             raise UnknownNameError(
                 f"A row's {axis} is {name!r}, which what is active does not know "

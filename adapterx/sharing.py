@@ -39,6 +39,11 @@ def share(model: nn.Module, other: type[Any] | PreTrainedModel) -> PreTrainedMod
     """
     inner = unwrap(model)
     encoder = inner.base_model
+    if not isinstance(other, type | PreTrainedModel):
+        raise BaseModelError(
+            f"{other!r} is no model and no class of one. Pass for example "
+            "AutoModelForTokenClassification."
+        )
     guest = other if isinstance(other, PreTrainedModel) else _without_encoder(inner, other)
     prefix = guest.base_model_prefix
     if not isinstance(getattr(guest, prefix, None), PreTrainedModel):

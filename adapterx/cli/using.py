@@ -86,6 +86,8 @@ def load_for_task(options: argparse.Namespace) -> tuple[Any, Any]:
         card = Card.read(Path(task))
     elif is_repo_id(task):
         card = Card.read(pull(task))
+    elif len(Path(task).parts) > 1:
+        raise UnknownNameError(f"There is no folder {task}. Give an adapter's folder, or its name.")
     else:
         tasks = [card for _, card in stored(options.store) if card.kind == "task"]
         names = sorted({card.name for card in tasks})

@@ -30,6 +30,14 @@ __all__ = ["JsonValue", "from_json", "parse", "to_json"]
 JsonValue: TypeAlias = (
     bool | int | float | str | list["JsonValue"] | Mapping[str, "JsonValue"] | None
 )
+# What errors show.
+_EXAMPLES: Final = {
+    "Average": "Average(sw: 0.6, rw: 0.4)",
+    "Fuse": "Fuse(sw, rw; mix)",
+    "PerExample": "PerExample(sw: sw, en: Stack(); lang)",
+    "Side": "Side(sw, decoder)",
+    "Stack": "Stack(Scale(sw, 0.5), nli)",
+}
 _TOKEN: Final = re.compile(r"\s*([(),:;]|[^\s(),:;]+)")
 
 
@@ -54,6 +62,7 @@ class _Parser:
         self.tokens = [(match[1], match.start(1)) for match in _TOKEN.finditer(text)]
         self.tokens.append(("", len(text)))
         self.at = 0
+        self.kind = ""
 
     def whole(self) -> Composition:
         try:
@@ -112,12 +121,28 @@ class _Parser:
         self.listed(item)
         return found
 
+    def average(self) -> Average:
+        parts: list[Composition | Mapping[Composition, float]] = []
+
+        def item() -> None:
+            child = self.composition()
+            parts.append({child: self.number()} if self.accept(":") else child)
+
+        self.listed(item)
+        over = self.take() if self.accept(";") else "weights"
+        if len({isinstance(part, Mapping) for part in parts}) > 1:
+            raise CompositionError(f"Give all members of {self.text!r} a weight, or none.")
+        return Average(*parts, over=over)  # type: ignore[arg-type]  # checked there
+
     def composition(self) -> Composition:
+        if self.tokens == [("", len(self.text))]:
+            raise CompositionError("The composition is empty. Write for example Stack(sw, nli).")
         word = self.take()
         if not self.accept("("):
             return check_name(word)
         children: list[Composition] = []
         value: Composition
+        self.kind = word
         match word:
             case "Stack" | "Parallel":
                 self.listed(lambda: children.append(self.composition()))
@@ -135,9 +160,7 @@ class _Parser:
                 self.expect(";")
                 value = Fuse(*children, by=self.take())
             case "Average":
-                weighted = [{key: number} for key, number in self.pairs(self.number)]
-                over = self.take() if self.accept(";") else "weights"
-                value = Average(*weighted, over=over)  # type: ignore[arg-type]  # checked there
+                value = self.average()
             case "PerExample":
                 chosen = self.pairs(self.composition)
                 self.expect(";")
@@ -159,7 +182,7 @@ class _Parser:
         found = repr(token) if token else "the end"
         return CompositionError(
             f"{found} at character {at} of the composition {self.text!r}{expected}. "
-            "Write for example Stack(Scale(sw, 0.5), nli)."
+            f"Write for example {_EXAMPLES.get(self.kind, _EXAMPLES['Stack'])}."
         )
 
 

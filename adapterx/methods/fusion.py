@@ -37,7 +37,7 @@ class Fusion:
 
     Attributes:
         like: Method, or methods, of the adapters to be fused: it sits where they act, whatever
-            their sizes. A method, a sequence of them, or a preset's name.
+            their sizes: ``Bottleneck()``, or several, ``[Bottleneck(), Invertible()]``.
         dropout: Probability of dropping a score in training, 0 to 1.
         temperature: Positive number; large ones weigh all children alike.
     """

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import adapterx
 from adapterx import AdapterError, Bottleneck, LoRA, PerExample, Scale, Stack
-from adapterx.errors import CompositionError, ShapeError, UnknownNameError
+from adapterx.errors import CompositionError, ConfigError, ShapeError, UnknownNameError
 from adapterx.model import set_strength
 from adapterx.registry import adapter_modules, registry_of
 from adapterx.store.card import base_of
@@ -148,6 +148,56 @@ def test_predict_takes_a_language_and_a_task_per_text(store: Path, tokenizer: An
         adapterx.predict(model, tokenizer, texts, lang=languages[:3], task="topics")
     assert adapterx.predict(model, tokenizer, [], lang=[], task="topics") == []
     assert adapterx.summary(model).active == "mood"
+
+
+def test_predict_keeps_the_active_task(store: Path, tokenizer: Any) -> None:
+    model = adapterx.attach(_model(), lang="sw", task="topics", store=store)
+    texts = ["w1 w2 w3 w4", "w9", "w3 w5"]
+    expected = adapterx.predict(model, tokenizer, texts)
+    assert adapterx.predict(model, tokenizer, texts, lang="sw") == expected
+    assert adapterx.predict(model, tokenizer, texts, lang=["sw"] * 3) == expected
+    adapterx.attach(model, lang=["sw", "mi", "en"], task="topics", store=store)
+    assert adapterx.predict(model, tokenizer, texts, lang="sw") == expected
+    mixed = adapterx.predict(model, tokenizer, texts, lang=["mi", "sw", "en"])
+    assert mixed[1]["score"] == pytest.approx(expected[1]["score"], abs=1e-6)
+    assert {answer["label"] for answer in mixed} <= {"a", "b", "c"}
+    with pytest.raises(CompositionError, match=r"chooses its lang.*predict\("):
+        adapterx.predict(model, tokenizer, texts)
+    active = adapterx.summary(model).active
+    adapterx.add(model, "mood", "lora", labels=["good", "bad"])
+    adapterx.activate(model, "Stack(topics, mood)")
+    with pytest.raises(CompositionError, match="Several tasks are active, topics, mood"):
+        adapterx.predict(model, tokenizer, texts, lang="sw")
+    adapterx.activate(model, "Parallel(topics, Stack(sw, topics))")
+    with pytest.raises(CompositionError, match="answers a text 2 times"):
+        adapterx.predict(model, tokenizer, texts)
+    adapterx.activate(model, active)
+    assert adapterx.predict(model, tokenizer, texts, lang="sw") == expected
+
+
+def test_a_folder_is_attached_once(store: Path) -> None:
+    model = _model()
+    base = base_of(model)
+    folders = {name: str(place_for(base, name, store)) for name in ("sw", "topics")}
+    for _ in range(2):
+        adapterx.attach(model, lang=folders["sw"], task=folders["topics"])
+        assert adapterx.summary(model).active == "Stack(sw, topics)"
+    adapterx.detach(model)
+    adapterx.attach(model, lang=folders["sw"], task=folders["topics"])
+    assert [row.name for row in adapterx.summary(model).adapters] == ["topics", "sw"]
+
+
+def test_a_composition_is_no_adapter_and_one_side_has_no_target(
+    store: Path, tmp_path: Path
+) -> None:
+    model = adapterx.attach(_model(), lang="sw", task="topics", store=store)
+    folder = adapterx.save(model, "Stack(sw, topics)", tmp_path / "setup")
+    with pytest.raises(CompositionError, match=r"holds a composition.*adapterx\.load"):
+        adapterx.attach(_model(), task=str(folder))
+    with pytest.raises(ConfigError, match=r"target is 'sw' in attach.*no decoder"):
+        adapterx.attach(_model(), lang="mi", target="sw", task="topics", store=store)
+    with pytest.raises(ConfigError, match="a composition goes into compose"):
+        adapterx.attach(_model(), lang=Stack("sw"), task="topics", store=store)
 
 
 # Encoder-decoders

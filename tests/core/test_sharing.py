@@ -117,6 +117,37 @@ def test_training_a_task_on_one_model_leaves_the_other_alone(shared, batch) -> N
     assert torch.equal(_logits(classifier, batch), before)
 
 
+def test_what_trains_is_said_for_all_models_together(shared) -> None:
+    classifier, tagger = shared()
+    adapterx.activate(classifier, "topics")
+    adapterx.activate(tagger, "ner")
+
+    def training() -> set[str]:
+        models = {"classifier": classifier, "tagger": tagger}
+        return {
+            model
+            for model, owner in models.items()
+            if any(p.requires_grad for p in owner.classifier.parameters())
+        }
+
+    adapterx.set_trainable(classifier, "topics")
+    assert training() == {"classifier"}
+    adapterx.set_trainable(tagger, "ner")
+    assert training() == {"tagger"}
+    adapterx.set_trainable(tagger, ["ner", "topics"])
+    assert training() == {"classifier", "tagger"}
+    adapterx.set_trainable(classifier, [])
+    assert training() == set()
+
+
+def test_a_task_answers_on_the_model_that_has_its_head(shared, batch) -> None:
+    _, tagger = shared()
+    before = _logits(tagger, batch)
+    with pytest.raises(BaseModelError, match="Task 'topics' was added to another model"):
+        adapterx.activate(tagger, Stack("sw", "topics"))
+    assert torch.equal(_logits(tagger, batch), before)
+
+
 def test_detach_gives_back_the_base_once_the_others_are_idle(build, shared, batch, run) -> None:
     plain = build("bert", "sequence")
     classifier, tagger = shared()
@@ -233,6 +264,11 @@ def test_what_cannot_share_is_refused(build, batch, run, same, family, kind, oth
         adapterx.share(model, other)
     assert all(fragment in str(caught.value) for fragment in fragments), caught.value
     assert same(run(model, batch, hidden=False), before)
+
+
+def test_what_is_no_model_cannot_share(build) -> None:
+    with pytest.raises(BaseModelError, match="'ner' is no model"):
+        adapterx.share(build("bert", "sequence"), "ner")
 
 
 def test_only_models_of_one_base_without_adapters_share(build) -> None:
