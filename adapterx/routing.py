@@ -58,6 +58,7 @@ class Rows:
         # The adapters that train: they take part even where no row chose them.
         self.trainable = trainable
         self._groups: dict[tuple[tuple[int, ...], torch.device], Groups] = {}
+        self._each: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._constants: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
 
     @staticmethod
@@ -102,9 +103,15 @@ class Rows:
     def classes(self, partition: tuple[int, ...], device: torch.device) -> Tensor:
         """Return the class of each row, ``(rows,)`` int64, without reading it."""
         if not isinstance(self.variants, Tensor):
-            classes = tuple(partition[variant] for variant in self.variants)
-            return self.constant(classes, device)
+            return self.constant(self.each(partition), device)
         return self.constant(partition, device)[self.variants.to(device)]
+
+    def each(self, values: tuple[int, ...]) -> tuple[int, ...]:
+        """Return for each row, known on the host, the value of its variant; kept for the pass."""
+        if values not in self._each:
+            assert not isinstance(self.variants, Tensor)
+            self._each[values] = tuple(values[variant] for variant in self.variants)
+        return self._each[values]
 
     def constant(self, values: tuple[float, ...], device: torch.device) -> Tensor:
         """Return numbers as a tensor, brought to the device once a pass."""

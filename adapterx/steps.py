@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adapterx.errors import CompositionError
-from adapterx.methods import MethodModule, call_with, merged
+from adapterx.methods import MethodModule, call_with, merged, parameters_of
 
 if TYPE_CHECKING:
     from adapterx.routing import Rows, Selector
@@ -199,20 +199,22 @@ class Split(NamedTuple):
         """Give each row its own weights: no row's choice need be known on the host."""
         chosen = rows.classes(self.partition, state.device)
         for column in reversed(columns) if inverse else columns:
-            strengths = rows.constant(column.strengths, state.device)[chosen]
-            strengths = strengths.view(-1, *[1] * (state.dim() - 1))
+            strengths: Tensor | float = column.strengths[0]
+            if len(set(column.strengths)) > 1:
+                strengths = rows.constant(column.strengths, state.device)[chosen]
+                strengths = strengths.view(-1, *[1] * (state.dim() - 1))
             modules = [call.module(name) for name in column.names]
-            each = [dict(module.named_parameters()) for module in modules]
+            each = [parameters_of(module) for module in modules]
             if rows.known:
-                which = [column.which[self.partition[int(variant)]] for variant in rows.variants]
+                which = rows.each(tuple(column.which[index] for index in self.partition))
                 weights = {key: torch.stack([each[at][key] for at in which]) for key in each[0]}
             else:
                 at_row = rows.constant(column.which, state.device)[chosen]
                 weights = {key: torch.stack([one[key] for one in each])[at_row] for key in each[0]}
             settings = {"inverse": True} if inverse else {}
             update = call_with(modules[0], weights, call.read(state), strengths, **settings)
-            if 0.0 in column.strengths:  # times zero would keep an overflow
-                update = torch.where(strengths == 0, 0.0, update)
+            if isinstance(strengths, Tensor) and 0.0 in column.strengths:
+                update = torch.where(strengths == 0, 0.0, update)  # not times 0: it may overflow
             state = state + update.to(state.dtype)
         return state
 

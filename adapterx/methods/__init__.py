@@ -20,7 +20,7 @@ from adapterx.errors import ConfigError, near_match
 from adapterx.methods.bottleneck import Bottleneck, BottleneckModule
 from adapterx.methods.fusion import Fusion, FusionModule
 from adapterx.methods.invertible import Invertible, InvertibleModule
-from adapterx.methods.linear import call_with
+from adapterx.methods.linear import call_with, parameters_of
 from adapterx.methods.lora import LoRA, LoRAModule
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "method_from_json",
     "method_to_json",
     "methods_of",
+    "parameters_of",
     "signature",
 ]
 
