@@ -313,6 +313,7 @@ def _take_off(inner: PreTrainedModel, registry: Registry, name: str) -> None:
     heads = heads_of(inner)
     if heads is not None and name in heads.names():
         heads.remove(name)
+    registry.switch.trainable -= {name}
     registry.sources = {at: kept for at, kept in registry.sources.items() if kept != name}
     for place in registry.adapters.pop(name).places:
         key = place.port.key

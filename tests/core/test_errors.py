@@ -1077,3 +1077,13 @@ def test_model_class_of_a_family_without_row_is_named_by_near_miss() -> None:
     with pytest.raises(BaseModelError) as caught:
         adapterx.add(encoder, "a", "seq_bn")
     _says(caught.value, "'robert'", "Did you mean 'roberta'?")
+
+
+def test_an_adapter_that_was_trained_and_taken_off_is_fresh_again(build) -> None:
+    model = build()
+    for name in "ab":
+        adapterx.add(model, name, "seq_bn")
+    adapterx.set_trainable(model, "a")
+    adapterx.detach(model, "a")
+    adapterx.add(model, "a", "seq_bn")
+    assert adapterx.activate(model, "Average(a: 0.5, b: 0.5)") is model
