@@ -84,6 +84,9 @@ def new_heads(inner: PreTrainedModel, registry: Registry, pooler: str | None) ->
     heads = Heads(inner, replace(registry.anatomy, pooler=pooler), gate)
     inner.register_module(HEADS, heads)
     registry.know(heads)
+    for place in (place for one in registry.adapters.values() for place in one.places):
+        if place.undone:
+            heads.undo(registry.sites[place.port.key])
     return heads
 
 

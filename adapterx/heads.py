@@ -21,8 +21,9 @@ from adapterx.anatomy import Anatomy
 from adapterx.errors import BaseModelError, CompositionError, ConfigError
 from adapterx.plan import Plan
 from adapterx.routing import Gate, Rows, Selector
+from adapterx.sites import Site
 
-__all__ = ["PROBLEMS", "Heads", "Labels", "Problem", "fill", "head_places"]
+__all__ = ["PROBLEMS", "Heads", "Labels", "Problem", "check_output", "fill", "head_places"]
 
 Problem: TypeAlias = Literal[
     "single_label_classification", "multi_label_classification", "regression"
@@ -89,6 +90,10 @@ class Heads(nn.Module):
         self.shown: tuple[str, ...] = (self.OWN,)
         # The modules in place; in a list, for they are children of the model.
         self.standing = [self._parent(model, place)._modules[place] for place in self.places]
+        # The output embedding, in a list for the same reason, and whose it is.
+        output = model.get_output_embeddings()
+        self.outputs: list[nn.Module] = [] if output is None else [output]
+        self.model_class = type(model).__name__
         # The flags a user had set before; they are given back when all adapters are off.
         self.frozen_before = frozenset(
             key for key, parameter in model.named_parameters() if not parameter.requires_grad
@@ -236,6 +241,13 @@ class Heads(nn.Module):
                 if module is not None:
                     module.requires_grad_(name in names)
 
+    def undo(self, site: Site) -> None:
+        """Let the couplings of a site be undone in front of this model's output embedding."""
+        for output in self.outputs:
+            hooks = output._forward_pre_hooks.values()
+            if not any(getattr(hook, "__self__", None) is site for hook in hooks):
+                output.register_forward_pre_hook(site.undo)
+
     def parked(self, name: str | None, place: str) -> nn.Module:
         """Return a head that does not stand in its place, None for the model's own."""
         module = self._modules[_key(name or self.OWN, place)]
@@ -257,6 +269,21 @@ class Heads(nn.Module):
     def _copies(self, model: PreTrainedModel) -> dict[str, nn.Module]:
         own = self.modules_of(model, self.OWN)
         return {place: copy.deepcopy(module) for place, module in own.items()}
+
+
+def check_output(output: nn.Module, width: int, vocab_size: int, model_class: str) -> None:
+    """Refuse a coupling that the output embedding of a language model cannot undo.
+
+    Raises:
+        BaseModelError: If that reads another width than the embeddings give.
+    """
+    sizes = (getattr(output, "in_features", None), getattr(output, "out_features", None))
+    if sizes != (width, vocab_size):
+        raise BaseModelError(
+            f"Invertible does not fit {model_class}: its embeddings are {width} wide, its "
+            f"output embedding maps {sizes[0]} to {sizes[1]}, so the coupling cannot be undone "
+            "there. Leave Invertible out."
+        )
 
 
 class _Choosing(nn.Module):

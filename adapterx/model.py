@@ -26,11 +26,10 @@ from adapterx.composition import (
     names,
 )
 from adapterx.errors import (
-    BaseModelError,
     CompositionError,
     ConfigError,
 )
-from adapterx.heads import Labels, Problem, fill
+from adapterx.heads import Labels, Problem, check_output, fill
 from adapterx.methods import Method, MethodModule, methods_of
 from adapterx.registry import (
     KINDS,
@@ -42,7 +41,7 @@ from adapterx.registry import (
     registry_of,
     unwrap,
 )
-from adapterx.sites import CHILD, Site, install, remove
+from adapterx.sites import CHILD, install, remove
 
 __all__ = [
     "add",
@@ -167,9 +166,8 @@ def insert(
         site = install(encoder, place.port, registry.switch)
         site.put(name, module)
         registry.sites[place.port.key] = site
-        output = inner.get_output_embeddings() if place.undone else None
-        if output is not None and not _hooked_by(output, site):
-            output.register_forward_pre_hook(site.undo)
+        for each in registry.heads if place.undone else ():  # of other models around it too
+            each.undo(site)
     places = tuple(place for place, _ in built)
     registry.adapters[name] = replace(adapter, methods=methods, places=places)
     registry.forget_plans()
@@ -191,36 +189,14 @@ def _build(
             if place.port.part is not None:
                 width_out //= place.port.part[1]
             if place.undone:
-                _check_output(model, width_out)
+                for heads in registry.heads:
+                    for output in heads.outputs:
+                        check_output(output, width_out, config.vocab_size, heads.model_class)
             module = method.build(place, width_in, width_out)
             own = next(hooked.parameters(), None)
             # Float32 on a half-precision base, beside the module it acts on (device_map).
             module.to(device=device if own is None else own.device, dtype=torch.float32)
             yield place, module.requires_grad_(False).train(model.training)
-
-
-def _check_output(model: PreTrainedModel, width: int) -> None:
-    """Refuse a coupling that the output embedding of a language model cannot undo.
-
-    Raises:
-        BaseModelError: If that reads another width than the embeddings give, or is none.
-    """
-    output = model.get_output_embeddings()
-    if output is None:
-        return
-    sizes = (getattr(output, "in_features", None), getattr(output, "out_features", None))
-    if sizes != (width, model.config.vocab_size):
-        raise BaseModelError(
-            f"Invertible does not fit {type(model).__name__}: its embeddings are {width} wide, its "
-            f"output embedding maps {sizes[0]} to {sizes[1]}, so the coupling cannot be undone "
-            "there. Leave Invertible out."
-        )
-
-
-def _hooked_by(module: nn.Module, site: Site) -> bool:
-    return any(
-        getattr(hook, "__self__", None) is site for hook in module._forward_pre_hooks.values()
-    )
 
 
 def set_trainable(model: _Model, names: str | Collection[str]) -> _Model:
@@ -310,9 +286,9 @@ def detach(model: _Model, name: str | None = None) -> _Model:
 
 def _take_off(inner: PreTrainedModel, registry: Registry, name: str) -> None:
     encoder = inner.base_model
-    heads = heads_of(inner)
-    if heads is not None and name in heads.names():
-        heads.remove(name)
+    for heads in registry.heads:  # of other models around this encoder too
+        if name in heads.names():
+            heads.remove(name)
     registry.switch.trainable -= {name}
     registry.sources = {at: kept for at, kept in registry.sources.items() if kept != name}
     for place in registry.adapters.pop(name).places:
@@ -320,8 +296,7 @@ def _take_off(inner: PreTrainedModel, registry: Registry, name: str) -> None:
         site = registry.sites[key]
         site.drop(name)
         if next(site.names(), None) is None:
-            output = inner.get_output_embeddings()
-            remove(encoder, site, *([] if output is None else [output]))
+            remove(encoder, site, *(output for heads in registry.heads for output in heads.outputs))
             del registry.sites[key]
     registry.forget_plans()
 

@@ -105,4 +105,12 @@ def _without_encoder(inner: PreTrainedModel, kind: type[Any]) -> PreTrainedModel
             for part in child.modules():
                 made._init_weights(part)
             child.to(sample.dtype)
+    held = [*made._parameters.values(), *made._buffers.values()]
+    if any(tensor is not None and tensor.is_meta for tensor in held):
+        # What the class itself holds, such as mBART's bias of the vocabulary, a buffer of zeros.
+        made.to_empty(device=sample.device, recurse=False)
+        made._init_weights(made)
+        for buffer in made._buffers.values():
+            if buffer is not None:
+                buffer.zero_()
     return made

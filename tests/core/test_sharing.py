@@ -299,3 +299,40 @@ def test_masked_language_model_shares_too(build, batch) -> None:
     masked = adapterx.share(classifier, AutoModelForMaskedLM)
     assert masked.get_output_embeddings().weight is classifier.get_input_embeddings().weight
     assert masked(**batch).logits.shape[-1] == classifier.config.vocab_size
+
+
+@pytest.mark.parametrize("first", ["classifier", "masked"])
+def test_couplings_are_undone_in_every_model_with_a_vocabulary(
+    build, batch, run, close, fill, first
+) -> None:
+    """Whichever model a coupling came by, before the others shared or after."""
+    alone = build("bert", "masked-lm")
+    classifier = build("bert", "token")
+    masked = adapterx.share(classifier, AutoModelForMaskedLM)
+    masked.load_state_dict(alone.state_dict())
+    adapterx.add(alone, "sw", "seq_bn_inv", kind="language")
+    fill(alone)
+    if first == "classifier":
+        owner, other = classifier, masked
+    else:
+        owner, other = masked, classifier
+    adapterx.add(owner, "sw", "seq_bn_inv", kind="language")
+    fill(owner)
+    third = adapterx.share(other, AutoModelForMaskedLM)
+    third.load_state_dict(masked.state_dict(), strict=False)
+    for model in (alone, masked, third):
+        adapterx.activate(model, "sw")
+    expected = run(alone, batch, hidden=False)
+    assert close(run(masked, batch, hidden=False), expected)
+    assert close(run(third, batch, hidden=False), expected)
+    for model in (masked, third):
+        adapterx.activate(model, None)
+    adapterx.detach(classifier)
+    assert _hooks(masked.get_output_embeddings()) == 0
+
+
+def test_what_a_class_itself_holds_is_made(build, batch) -> None:
+    reader = build("mbart", "sequence")
+    writer = adapterx.share(reader, AutoModelForSeq2SeqLM)
+    assert not writer.final_logits_bias.is_meta
+    assert not writer.final_logits_bias.any()
