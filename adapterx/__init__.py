@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from adapterx.errors import AdapterError
     from adapterx.methods.bottleneck import Bottleneck
     from adapterx.methods.fusion import Fusion
+    from adapterx.methods.head_only import HeadOnly
     from adapterx.methods.invertible import Invertible
     from adapterx.methods.lora import LoRA
     from adapterx.model import add, detach, set_trainable
@@ -38,6 +39,7 @@ _HOME: Final = {
     "Bottleneck": "adapterx.methods.bottleneck",
     "Fuse": "adapterx.composition",
     "Fusion": "adapterx.methods.fusion",
+    "HeadOnly": "adapterx.methods.head_only",
     "Invertible": "adapterx.methods.invertible",
     "LoRA": "adapterx.methods.lora",
     "MeanPoolingForSequenceClassification": "adapterx.pooling",
@@ -72,6 +74,7 @@ __all__ = [
     "Bottleneck",
     "Fuse",
     "Fusion",
+    "HeadOnly",
     "Invertible",
     "LoRA",
     "MeanPoolingForSequenceClassification",

@@ -22,12 +22,11 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 import adapterx
-from adapterx.data import read_examples
 from adapterx.encoders import load_encoder
 from adapterx.errors import AdapterError, ConfigError, near_match
 from adapterx.evaluation.table import evaluate_languages
 from adapterx.methods import Bottleneck, LoRA, Method
-from adapterx.tasks.classification import labels_in
+from adapterx.tasks import read_records, task_from_json, task_to_json
 from adapterx.training.config import TrainingConfig
 from adapterx.training.task import train_task
 
@@ -37,6 +36,7 @@ KEYS: dict[str, Any] = {
     "dtype": "auto",
     "pooling": "auto",
     "task": None,
+    "kind": "text-classification",
     "language": None,
     "train": None,
     "dev": None,
@@ -97,12 +97,11 @@ def main(arguments: list[str]) -> None:
 
     # Data: labelled texts of one language; test data of any.
     columns = {key: settings[key] for key in ("text_column", "pair_column", "label_column")}
-    train = read_examples(settings["train"], **columns)
-    labels = labels_in(train)
-    dev = read_examples(settings["dev"], labels=labels, **columns) if settings["dev"] else []
-    tests = {
-        tag: read_examples(path, labels=labels, **columns) for tag, path in settings["test"].items()
-    }
+    kind = task_from_json({"kind": settings["kind"], **columns})
+    train = read_records(kind, settings["train"])
+    kind = kind.with_labels(train)
+    dev = read_records(kind, settings["dev"]) if settings["dev"] else []
+    tests = {tag: read_records(kind, path) for tag, path in settings["test"].items()}
     if smoke:
         train, dev = train[: 2 * config.batch_size], dev[:8]
         tests = {tag: examples[:8] for tag, examples in tests.items()}
@@ -115,7 +114,11 @@ def main(arguments: list[str]) -> None:
     set_seed(config.seed)  # the same fresh adapter in every process
     with accelerator.main_process_first():  # one process builds the packaged encoder
         model, tokenizer = load_encoder(
-            settings["model"], labels=labels, pooling=settings["pooling"], dtype=settings["dtype"]
+            settings["model"],
+            head=kind.head,
+            labels=kind.labels,
+            pooling=settings["pooling"],
+            dtype=settings["dtype"],
         )
 
     # Adapter: fresh, the only thing that trains, with its head.
@@ -125,16 +128,17 @@ def main(arguments: list[str]) -> None:
         else Bottleneck(reduction=settings["reduction"], layers=settings["layers"])
     )
     task = settings["task"]
-    adapterx.add(model, task, method, language=settings["language"], labels=labels)
+    adapterx.add(model, task, method, language=settings["language"], labels=kind.labels)
 
     # Training: one loop on Accelerate.
     result = train_task(
-        model, tokenizer, task, train=train, dev=dev, config=config, accelerator=accelerator
+        model, tokenizer, task, kind, train=train, dev=dev, config=config, accelerator=accelerator
     )
 
     # Evaluation and saving, by one process.
     if accelerator.is_main_process:
         facts: dict[str, Any] = {
+            "task": task_to_json(kind),
             "training": {"examples": len(train), "steps": result.steps, "seed": config.seed},
             "scores": dict(result.scores[result.kept]) if result.scores else {},
         }
@@ -142,6 +146,7 @@ def main(arguments: list[str]) -> None:
             table = evaluate_languages(
                 model,
                 tokenizer,
+                kind,
                 tests,
                 {"task adapter": dict.fromkeys(tests, task)},
                 task=task,

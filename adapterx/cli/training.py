@@ -27,6 +27,7 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     )
     train.add_argument("--model", required=True, help="e5-small-q4, a folder, or a Hub id")
     train.add_argument("--task", required=True, help="name of the new adapter")
+    train.add_argument("--kind", default="text-classification", help="kind of task")
     train.add_argument("--language", help="tag of the labels' language")
     train.add_argument("--train", required=True, help="labelled texts: .jsonl, .csv or .tsv")
     train.add_argument("--dev", help="labelled texts that decide which epoch is kept")
@@ -107,20 +108,21 @@ def _method(options: argparse.Namespace) -> Any:
 
 
 def _train(options: argparse.Namespace) -> JsonValue:
-    from adapterx.data import read_examples
-    from adapterx.tasks.classification import labels_in
-
     check_name(options.task)
     config = _config(options)
+    method = _method(options)
+
+    from adapterx.tasks import read_records, task_from_json, task_to_json
+
     columns = {
         "text_column": options.text_column,
         "pair_column": options.pair_column,
         "label_column": options.label_column,
     }
-    train = read_examples(options.train, **columns)
-    labels = labels_in(train)
-    dev = read_examples(options.dev, labels=labels, **columns) if options.dev else []
-    method = _method(options)
+    kind = task_from_json({"kind": options.kind, **columns})
+    train = read_records(kind, options.train)
+    kind = kind.with_labels(train)
+    dev = read_records(kind, options.dev) if options.dev else []
 
     from accelerate.utils import set_seed
 
@@ -134,18 +136,38 @@ def _train(options: argparse.Namespace) -> JsonValue:
     language = standard_tag(options.language) if options.language else None
     set_seed(config.seed)
     model, tokenizer = load_encoder(
-        options.model, labels=labels, pooling=options.pooling, dtype=options.dtype
+        options.model,
+        head=kind.head,
+        labels=kind.labels,
+        pooling=options.pooling,
+        dtype=options.dtype,
     )
-    adapterx.add(model, options.task, method, kind="task", language=language, labels=labels)
+    adapterx.add(
+        model,
+        options.task,
+        method,
+        kind="task",
+        language=language,
+        labels=kind.labels or None,
+        problem=kind.problem if kind.labels else None,
+    )
     # A store that refuses it says so before the work.
     target = place_for(base_of(model), options.task, options.store)
     if options.compose:
         adapterx.attach(model, compose=options.compose, store=options.store)
     result = train_task(
-        model, tokenizer, options.task, train=train, dev=dev, config=config, compose=options.compose
+        model,
+        tokenizer,
+        options.task,
+        kind,
+        train=train,
+        dev=dev,
+        config=config,
+        compose=options.compose,
     )
     scores = dict(result.scores[result.kept]) if result.scores else {}
     facts: dict[str, JsonValue] = {
+        "task": task_to_json(kind),
         "training": {
             "examples": len(train),
             "epochs": config.epochs,

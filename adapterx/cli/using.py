@@ -54,9 +54,6 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     )
     _add_common(evaluate)
     evaluate.add_argument("--test", required=True, nargs="+", metavar="LANG=FILE")
-    evaluate.add_argument("--text-column", default="text")
-    evaluate.add_argument("--pair-column", help="second text, for tasks on pairs")
-    evaluate.add_argument("--label-column", default="label")
     evaluate.add_argument("--output", type=Path, help="folder for table.html and table.png")
     evaluate.set_defaults(run=_evaluate)
 
@@ -150,33 +147,31 @@ def _predict(options: argparse.Namespace) -> JsonValue:
 
 
 def _evaluate(options: argparse.Namespace) -> JsonValue:
-    from adapterx.data import read_examples
     from adapterx.languages import standard_tag
 
-    tests = {}
+    files = {}
     for item in options.test:
         language, equals, path = item.partition("=")
         if not equals:
             raise ConfigError(f"{item!r} in --test. Write LANG=FILE, e.g. sw=sw.jsonl.")
-        tests[standard_tag(language)] = read_examples(
-            path,
-            text_column=options.text_column,
-            pair_column=options.pair_column,
-            label_column=options.label_column,
-        )
+        files[standard_tag(language)] = path
 
     from rich.console import Console
 
     import adapterx
     from adapterx.evaluation.report import picture, print_table, write_page
     from adapterx.evaluation.table import evaluate_languages
-    from adapterx.registry import registry_of
+    from adapterx.registry import heads_of, registry_of
+    from adapterx.tasks import read_records, task_from_json
 
     model, tokenizer = load_for_task(options)
     adapterx.attach(model, task=options.task, store=options.store)
-    registry = registry_of(model)
+    registry, heads = registry_of(model), heads_of(model)
     assert registry is not None
+    assert heads is not None
     (task,) = registry.adapters.values()
+    kind = task_from_json(task.facts.get("task", {}), heads.labels[task.name].names)
+    tests = {tag: read_records(kind, path, language=tag) for tag, path in files.items()}
     stacks: dict[str, Composition] = {}
     for tag in tests:
         try:
@@ -191,7 +186,7 @@ def _evaluate(options: argparse.Namespace) -> JsonValue:
     if stacks:
         columns["on language adapter"] = stacks
     table = evaluate_languages(
-        model, tokenizer, tests, columns, task=task.name, source=task.language
+        model, tokenizer, kind, tests, columns, task=task.name, source=task.language
     )
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)

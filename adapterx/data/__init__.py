@@ -1,7 +1,7 @@
-"""Data: labelled texts, plain lines and translation pairs, read from files line by line."""
+"""Data: records, plain lines and translation pairs, read from files line by line."""
 
 from __future__ import annotations
 
-from adapterx.data.readers import Example, Pair, read_examples, read_lines, read_pairs
+from adapterx.data.readers import Pair, Row, read_lines, read_pairs, read_rows
 
-__all__ = ["Example", "Pair", "read_examples", "read_lines", "read_pairs"]
+__all__ = ["Pair", "Row", "read_lines", "read_pairs", "read_rows"]

@@ -10,31 +10,45 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from adapterx.errors import DataError, near_match
+from adapterx.errors import DataError
 
-__all__ = ["Example", "Pair", "read_examples", "read_lines", "read_pairs"]
+__all__ = ["Pair", "Row", "read_lines", "read_pairs", "read_rows"]
 
 _ENDINGS: Final = (".jsonl", ".csv", ".tsv")
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """One labelled text, or one pair of texts.
+class Row:
+    """One record of a file, as it was read.
 
     Attributes:
-        text: The text, or the first of a pair.
-        text_pair: The second of a pair.
-        label: Its label, None where the file has none.
+        fields: Its fields by name.
+        where: File and line, for errors.
+        language: BCP-47 tag of its language, None where nobody said.
     """
 
-    text: str
-    text_pair: str | None = None
-    label: str | None = None
+    fields: Mapping[str, object]
+    where: str
+    language: str | None = None
+
+    def text(self, column: str) -> str:
+        """Return the text in a field; whole numbers become text, for labels often are numbers.
+
+        Raises:
+            DataError: If the field is missing, blank or something else.
+        """
+        value = self.fields.get(column)
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        if not isinstance(value, str) or not value.strip():
+            found = ", ".join(map(str, self.fields)) or "none"
+            raise DataError(f"{self.where}: no text in field {column!r} (fields: {found}).")
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,46 +59,22 @@ class Pair:
     target: str
 
 
-def read_examples(
-    path: str | Path,
-    *,
-    labels: Collection[str] | None = None,
-    text_column: str = "text",
-    pair_column: str | None = None,
-    label_column: str = "label",
-) -> list[Example]:
-    """Read labelled texts.
+def read_rows(path: str | Path, *, language: str | None = None) -> Iterator[Row]:
+    """Read the records of a file, line by line.
 
     Args:
         path: A ``.jsonl``, ``.csv`` or ``.tsv`` file; tables have a header line.
-        labels: The labels allowed; None for any.
-        text_column: Field of the text, or of the first text of a pair.
-        pair_column: Field of the second text; None for single texts.
-        label_column: Field of the label.
+        language: Tag of the file's language.
 
-    Returns:
-        The examples in order, at least one.
+    Yields:
+        The records in order.
 
     Raises:
-        DataError: If the file cannot be read, is empty, has a broken line, lacks a field, or
-            holds a label outside `labels`; with the line's number.
+        DataError: If the file cannot be read, or has a broken line; with the line's number.
     """
     path = Path(path)
-    examples: list[Example] = []
     for number, record in _records(path):
-        where = f"{path}, line {number}"
-        text = _field(record, text_column, where)
-        pair = None if pair_column is None else _field(record, pair_column, where)
-        label = _field(record, label_column, where)
-        if labels is not None and label not in labels:
-            raise DataError(
-                f"{where}: label {label!r} is not one of {', '.join(sorted(labels))}."
-                f"{near_match(label, labels)}"
-            )
-        examples.append(Example(text, pair, label))
-    if not examples:
-        raise DataError(f"{path} is empty. It needs one record a line.")
-    return examples
+        yield Row(record, f"{path}, line {number}", language)
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -111,17 +101,15 @@ def read_pairs(path: str | Path, *, target: str) -> list[Pair]:
     Raises:
         DataError: If the file cannot be read, is empty, or a record has other fields.
     """
-    path = Path(path)
     pairs: list[Pair] = []
-    for number, record in _records(path):
-        where = f"{path}, line {number}"
-        others = [key for key in record if key != target]
-        if target not in record or len(others) != 1:
+    for row in read_rows(path):
+        others = [key for key in row.fields if key != target]
+        if target not in row.fields or len(others) != 1:
             raise DataError(
-                f"{where}: the fields are {', '.join(map(str, record)) or 'none'}. "
+                f"{row.where}: the fields are {', '.join(map(str, row.fields)) or 'none'}. "
                 f"A pair has {target!r} and one other language."
             )
-        pairs.append(Pair(_field(record, others[0], where), _field(record, target, where)))
+        pairs.append(Pair(row.text(others[0]), row.text(target)))
     if not pairs:
         raise DataError(f"{path} is empty. It needs one pair a line.")
     return pairs
@@ -188,13 +176,3 @@ def _open(path: Path) -> IO[bytes]:
 
 def _ending(path: Path) -> str:
     return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-
-
-def _field(record: dict[str, object], column: str, where: str) -> str:
-    value = record.get(column)
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)  # labels are often numbers
-    if not isinstance(value, str) or not value.strip():
-        found = ", ".join(map(str, record)) or "none"
-        raise DataError(f"{where}: no text in field {column!r} (fields: {found}).")
-    return value

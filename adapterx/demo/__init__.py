@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adapterx.attachment import attach
 from adapterx.composition import Composition, JsonValue
-from adapterx.data import Example, read_examples, read_lines, read_pairs
+from adapterx.data import read_lines, read_pairs
 from adapterx.encoders import ENCODER_NAME, encoder_source, load_encoder
 from adapterx.errors import AdapterError, ConfigError, FormatError
 from adapterx.evaluation.report import picture, print_table, write_page
@@ -36,7 +36,8 @@ from adapterx.registry import registry_of
 from adapterx.store import save
 from adapterx.store.card import CARD, Card, base_of
 from adapterx.store.local import place_for
-from adapterx.tasks.classification import labels_in
+from adapterx.tasks import read_records, task_to_json
+from adapterx.tasks.classification import Example, TextClassification
 from adapterx.training.config import LANGUAGE_CONFIG, TASK_CONFIG
 from adapterx.training.language import choose_strength, hold_out, train_language
 from adapterx.training.task import train_task
@@ -79,8 +80,9 @@ def run_demo(output: Path, *, seed: int = 0, show: bool = True) -> dict[str, Jso
 
     steps.begin(f"encoder: {ENCODER_NAME} from its wheel")
     encoder_source(ENCODER_NAME)
-    train = read_examples(data / "topics" / "en.train.jsonl")
-    labels = labels_in(train)
+    train = read_records(TextClassification(), data / "topics" / "en.train.jsonl")
+    kind = TextClassification().with_labels(train)
+    labels = kind.labels
     set_seed(seed)
     model, tokenizer = load_encoder(ENCODER_NAME, labels=labels)
     places = {name: _place(model, name) for name in (TASK, *LANGUAGES)}
@@ -91,8 +93,9 @@ def run_demo(output: Path, *, seed: int = 0, show: bool = True) -> dict[str, Jso
         model,
         tokenizer,
         TASK,
+        kind,
         train=train,
-        dev=read_examples(data / "topics" / "en.dev.jsonl", labels=labels),
+        dev=read_records(kind, data / "topics" / "en.dev.jsonl"),
         config=replace(TASK_CONFIG, seed=seed),
     )
 
@@ -115,15 +118,15 @@ def run_demo(output: Path, *, seed: int = 0, show: bool = True) -> dict[str, Jso
         }
 
     tests = {
-        path.name.split(".")[0]: read_examples(path, labels=labels)
+        path.name.split(".")[0]: read_records(kind, path)
         for path in sorted((data / "topics").glob("*.test.jsonl"))
     }
     steps.begin(f"test: {sum(map(len, tests.values()))} sentences in {len(tests)} languages")
-    table = _evaluate(model, tokenizer, tests)
+    table = _evaluate(model, tokenizer, kind, tests)
 
     steps.begin("save, load in a fresh process, compare")
     for name, place in places.items():
-        save(model, name, place, card={"demo": True, "scores": _card_scores(table, name)})
+        save(model, name, place, card=_facts(table, kind, name))
     compared = _compare(model, tokenizer, tests)
     typed = [
         {"language": tag, "text": text, **_answer(model, tokenizer, tag, text)}
@@ -206,6 +209,7 @@ def _place(model: PreTrainedModel, name: str) -> Path:
 def _evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    kind: TextClassification,
     tests: Mapping[str, list[Example]],
 ) -> Table:
     stacks: dict[str, Composition] = {}
@@ -219,17 +223,18 @@ def _evaluate(
         _TASK_ALONE: dict.fromkeys(tests, TASK),
         _STACK: stacks,
     }
-    return evaluate_languages(model, tokenizer, tests, columns, task=TASK, source=SOURCE)
+    return evaluate_languages(model, tokenizer, kind, tests, columns, task=TASK, source=SOURCE)
 
 
-def _card_scores(table: Table, name: str) -> dict[str, JsonValue]:
+def _facts(table: Table, kind: TextClassification, name: str) -> dict[str, JsonValue]:
     scores: dict[str, JsonValue] = {}
     for row in table.rows:
         column = _TASK_ALONE if name == TASK else _STACK
         cell = row.cells[column]
         if cell is not None and name in (TASK, row.tag):
             scores[f"test accuracy {row.tag}"] = round(cell.accuracy, 4)
-    return scores
+    facts: dict[str, JsonValue] = {"demo": True, "scores": scores}
+    return {**facts, "task": task_to_json(kind)} if name == TASK else facts
 
 
 def _compare(

@@ -10,7 +10,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModel,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -23,10 +27,26 @@ from adapterx.errors import BaseModelError, ConfigError
 from adapterx.pooling import MeanPoolingForSequenceClassification
 from adapterx.store.local import home
 
-__all__ = ["ENCODER_NAME", "Dtype", "Pooling", "best_dtype", "encoder_source", "load_encoder"]
+__all__ = [
+    "ENCODER_NAME",
+    "Dtype",
+    "Head",
+    "Pooling",
+    "best_dtype",
+    "encoder_source",
+    "load_encoder",
+]
 
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 Pooling: TypeAlias = Literal["auto", "mean", "model"]
+Head: TypeAlias = Literal["sequence", "token", "span", "none", "seq2seq"]
+_CLASSES: Final[Mapping[Head, Any]] = {
+    "sequence": AutoModelForSequenceClassification,
+    "token": AutoModelForTokenClassification,
+    "span": AutoModelForQuestionAnswering,
+    "none": AutoModel,
+    "seq2seq": AutoModelForSeq2SeqLM,
+}
 _DTYPES: Final = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -44,19 +64,23 @@ def encoder_source(model: str) -> str:
 def load_encoder(
     model: str,
     *,
+    head: Head = "sequence",
     labels: Sequence[str] = (),
     pooling: Pooling = "auto",
     dtype: Dtype = "auto",
     revision: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load an encoder with a classification head, and its tokenizer.
+    """Load an encoder with the head class that a task needs, and its tokenizer.
 
     Args:
         model: ``"e5-small-q4"`` (the packaged encoder), a folder, or a Hub id.
+        head: ``"sequence"`` classifies texts, ``"token"`` tokens, ``"span"`` finds answers in
+            texts; ``"none"`` is the bare encoder, ``"seq2seq"`` an encoder-decoder.
         labels: Label names of the head; empty for two unnamed ones.
-        pooling: ``"mean"`` reads the mean over tokens, ``"model"`` what Hugging Face's class for
-            the family reads; ``"auto"`` is the mean for sentence encoders (the packaged one,
-            folders in sentence-transformers' layout, models saved with a mean-pooling head).
+        pooling: How texts are read to classify them: ``"mean"`` is the mean over tokens,
+            ``"model"`` what Hugging Face's class for the family reads; ``"auto"`` is the mean for
+            sentence encoders (the packaged one, folders in sentence-transformers' layout, models
+            saved with a mean-pooling head).
         dtype: Of the frozen weights; ``"auto"`` is `best_dtype`.
         revision: Branch, tag or commit on the Hub.
 
@@ -79,7 +103,7 @@ def load_encoder(
         anatomy_of(config.model_type)
         mean = pooling == "mean" or (pooling == "auto" and _reads_mean(model, source, config))
         cls: Any = (
-            MeanPoolingForSequenceClassification if mean else AutoModelForSequenceClassification
+            MeanPoolingForSequenceClassification if mean and head == "sequence" else _CLASSES[head]
         )
         if names:
             config.id2label = names["id2label"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -12,11 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from adapterx.activation import using
 from adapterx.composition import Composition, JsonValue
-from adapterx.data import Example
-from adapterx.errors import DataError
 from adapterx.languages import language_name, script_name
-from adapterx.registry import heads_of
-from adapterx.tasks.classification import ClassificationMetric, predict_labels
+from adapterx.tasks.task import Task
 
 __all__ = ["Cell", "Row", "Table", "evaluate_languages"]
 
@@ -111,7 +109,8 @@ class Table:
 def evaluate_languages(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    tests: Mapping[str, Sequence[Example]],
+    kind: Task[Any],
+    tests: Mapping[str, Sequence[Any]],
     columns: Mapping[str, Mapping[str, Composition]],
     *,
     task: str,
@@ -122,9 +121,10 @@ def evaluate_languages(
     Args:
         model: With the adapters on it.
         tokenizer: The encoder's tokenizer.
-        tests: Labelled texts by language tag.
+        kind: The task, with its labels.
+        tests: Its records by language tag.
         columns: By column name, the composition for each language; a language may be missing.
-        task: The task adapter, whose labels count.
+        task: The task adapter's name.
         source: Tag of the language that had labels.
 
     Returns:
@@ -132,22 +132,11 @@ def evaluate_languages(
 
     Raises:
         UnknownNameError: If a composition names an adapter that is not attached.
-        DataError: If a test label is not one of the task's.
     """
-    heads = heads_of(model)
-    assert heads is not None
-    labels = heads.labels[task].names
-    metric = ClassificationMetric()
+    metric = kind.metric()
     rows: list[Row] = []
     for tag in sorted(tests, key=lambda tag: (tag != source, language_name(tag))):
-        gold = [str(example.label) for example in tests[tag]]
-        unknown = sorted(set(gold) - set(labels))
-        if unknown:
-            raise DataError(
-                f"The test data of {tag} has the label {unknown[0]!r}, which {task!r} does not "
-                f"know (it answers {', '.join(labels)})."
-            )
-        truth = np.array([labels.index(label) for label in gold])
+        truth = [kind.reference(record) for record in tests[tag]]
         first: np.ndarray[tuple[int], np.dtype[np.bool_]] | None = None
         cells: dict[str, Cell | None] = {}
         for column, compositions in columns.items():
@@ -156,9 +145,9 @@ def evaluate_languages(
                 cells[column] = None
                 continue
             with using(model, composition):
-                found = np.array(predict_labels(model, tokenizer, tests[tag]))
+                found = kind.predict(model, tokenizer, tests[tag])
             scores = metric.compute(predictions=found, references=truth)
-            right = found == truth
+            right = np.array([one == other for one, other in zip(found, truth, strict=True)])
             gain = low = high = 0.0
             if first is None:
                 first = right

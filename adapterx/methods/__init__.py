@@ -19,6 +19,7 @@ from adapterx.composition import JsonValue
 from adapterx.errors import ConfigError, near_match
 from adapterx.methods.bottleneck import Bottleneck, BottleneckModule
 from adapterx.methods.fusion import Fusion, FusionModule
+from adapterx.methods.head_only import HeadOnly
 from adapterx.methods.invertible import Invertible, InvertibleModule
 from adapterx.methods.linear import call_with, parameters_of
 from adapterx.methods.lora import LoRA, LoRAModule
@@ -30,6 +31,7 @@ __all__ = [
     "BottleneckModule",
     "Fusion",
     "FusionModule",
+    "HeadOnly",
     "Invertible",
     "InvertibleModule",
     "LoRA",
@@ -47,18 +49,20 @@ __all__ = [
     "signature",
 ]
 
-Method: TypeAlias = Bottleneck | LoRA | Invertible | Fusion
+Method: TypeAlias = Bottleneck | LoRA | Invertible | Fusion | HeadOnly
 MethodModule: TypeAlias = BottleneckModule | LoRAModule | InvertibleModule | FusionModule
 
 METHODS: Final[Mapping[str, type[Method]]] = {
     "bottleneck": Bottleneck,
     "fusion": Fusion,
+    "head": HeadOnly,
     "invertible": Invertible,
     "lora": LoRA,
 }
-# The names of AdapterHub's presets, with its sizes.
+# The names of AdapterHub's presets, with its sizes; "head" is ours.
 PRESETS: Final[Mapping[str, tuple[Method, ...]]] = {
     "double_seq_bn": (Bottleneck(placement="double", activation="swish"),),
+    "head": (HeadOnly(),),
     "lora": (LoRA(),),
     "par_bn": (Bottleneck(placement="parallel", reduction=2, scaling=4.0),),
     "seq_bn": (Bottleneck(),),

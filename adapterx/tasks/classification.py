@@ -1,91 +1,208 @@
-"""Classification of texts and of pairs of texts: collation, prediction, metrics."""
+"""Text classification: one label for a text, or for a pair of texts (topics, sentiment, NLI)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import datasets
 import evaluate
+import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from adapterx.data import Example
-from adapterx.errors import DataError
+from adapterx.data import Row
+from adapterx.encoders import Head
+from adapterx.errors import DataError, near_match
+from adapterx.heads import Problem
 from adapterx.prediction import Text, logits_of
+from adapterx.tasks.metric import Array, TaskMetric, ratio
 
-__all__ = ["ClassificationMetric", "Collator", "labels_in", "predict_labels", "texts_of"]
+__all__ = ["ClassificationMetric", "Example", "TextClassification", "text_batch", "texts_of"]
 
 
-class ClassificationMetric(evaluate.Metric):
-    """Accuracy and macro-averaged F1 over the classes that occur; works offline."""
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One labelled text, or one pair of texts.
+
+    Attributes:
+        text: The text, or the first of a pair.
+        text_pair: The second of a pair.
+        label: Its label.
+        language: BCP-47 tag, None where nobody said.
+    """
+
+    text: str
+    text_pair: str | None = None
+    label: str | None = None
+    language: str | None = None
+
+
+class ClassificationMetric(TaskMetric):
+    """Accuracy, and precision, recall and F1 averaged over the classes that occur.
+
+    A class occurs if it is the right one, or was answered, at least once; as in scikit-learn.
+    """
+
+    def __init__(self, labels: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.labels = labels
 
     def _info(self) -> evaluate.MetricInfo:
         features = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
         return evaluate.MetricInfo(
-            description="Accuracy and macro F1.",
+            description="Accuracy; macro precision, recall and F1.",
             citation="",
             inputs_description="Class indices.",
             features=datasets.Features(features),
         )
 
-    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
-        macro = f1_score(references, predictions, average="macro", zero_division=0.0)
+    def statistics(self, predictions: Sequence[int], references: Sequence[int]) -> Array:
+        """Return a one in the cell of the confusion matrix that each example falls into."""
+        cells = np.asarray(references) * self.labels + np.asarray(predictions)
+        return np.eye(self.labels**2)[cells]
+
+    def scores(self, totals: Array) -> dict[str, Array]:
+        """Return ``accuracy``, ``macro_precision``, ``macro_recall`` and ``macro_f1``."""
+        matrix = totals.reshape(*totals.shape[:-1], self.labels, self.labels)
+        right = np.einsum("...ii->...i", matrix)
+        references, answers = matrix.sum(-1), matrix.sum(-2)
+        occur = ((references + answers) > 0).sum(-1).astype(float)
         return {
-            "accuracy": float(accuracy_score(references, predictions)),
-            "macro_f1": float(macro),
+            "accuracy": ratio(right.sum(-1), matrix.sum((-1, -2))),
+            "macro_precision": ratio(ratio(right, answers).sum(-1), occur),
+            "macro_recall": ratio(ratio(right, references).sum(-1), occur),
+            "macro_f1": ratio(ratio(2 * right, references + answers).sum(-1), occur),
         }
 
 
-class Collator:
-    """Turns examples into a batch: token ids padded to the longest, and label indices."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextClassification:
+    """One label for a text, or for a pair of texts.
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], max_length: int
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.index = {label: index for index, label in enumerate(labels)}
-        self.max_length = max_length
+    Attributes:
+        labels: Label names in the order of the logits.
+        text_column: Field of the text, or of the first of a pair.
+        pair_column: Field of the second text; None for single texts.
+        label_column: Field of the label.
+        class_weights: Weight of each label in the loss, in the order of `labels`; empty for 1.
+    """
 
-    def __call__(self, examples: Sequence[Example]) -> Mapping[str, Tensor]:
-        """Return the tokenizer's tensors, ``(batch, sequence)``, and ``labels``, ``(batch,)``."""
-        batch: Any = self.tokenizer(
-            texts_of(examples),
+    kind: ClassVar[str] = "text-classification"
+    score: ClassVar[str] = "accuracy"
+    head: ClassVar[Head] = "sequence"
+    problem: ClassVar[Problem | None] = "single_label_classification"
+
+    labels: tuple[str, ...] = ()
+    text_column: str = "text"
+    pair_column: str | None = None
+    label_column: str = "label"
+    class_weights: tuple[float, ...] = ()
+
+    def record(self, row: Row) -> Example:
+        """Make an example of a row; see `adapterx.tasks.task.Task`."""
+        text = row.text(self.text_column)
+        pair = None if self.pair_column is None else row.text(self.pair_column)
+        label = row.text(self.label_column)
+        if self.labels and label not in self.labels:
+            raise DataError(
+                f"{row.where}: label {label!r} is not one of {', '.join(self.labels)}."
+                f"{near_match(label, self.labels)}"
+            )
+        return Example(text, pair, label, row.language)
+
+    def with_labels(self, records: Sequence[Example]) -> Self:
+        """Return the task with the labels that occur, sorted; there must be two."""
+        labels = tuple(sorted({str(record.label) for record in records}))
+        if len(labels) < 2:
+            raise DataError(f"All {len(records)} examples have the label {labels[0]!r}. Give two.")
+        return replace(self, labels=labels)
+
+    def batch(
+        self, tokenizer: PreTrainedTokenizerBase, records: Sequence[Example], max_length: int
+    ) -> dict[str, Any]:
+        """Return token ids, ``(batch, sequence)``, and ``labels``, ``(batch,)`` int64."""
+        batch = text_batch(tokenizer, texts_of(records), max_length)
+        batch["labels"] = torch.tensor([self.reference(record) for record in records])
+        return batch
+
+    def items(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the rows' weights, summed."""
+        labels: Tensor = batch["labels"]
+        if not self.class_weights:
+            return torch.tensor(float(len(labels)), device=labels.device)
+        return self._weights(labels.device)[labels].sum()
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Return the cross-entropy, summed."""
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        logits: Tensor = model(**inputs).logits
+        weight = self._weights(logits.device) if self.class_weights else None
+        return functional.cross_entropy(
+            logits.float(), batch["labels"], weight=weight, reduction="sum"
+        )
+
+    def predict(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        records: Sequence[Example],
+        *,
+        batch_size: int = 64,
+        languages: Sequence[str] | None = None,
+    ) -> list[int]:
+        """Return the index of the best label of each example."""
+        logits = logits_of(
+            model,
+            tokenizer,
+            texts_of(records),
+            rows={} if languages is None else {"lang": languages},
+            batch_size=batch_size,
+        )
+        return logits.argmax(-1).tolist()
+
+    def reference(self, record: Example) -> int:
+        """Return the index of the right label."""
+        return self.labels.index(str(record.label))
+
+    def metric(self) -> ClassificationMetric:
+        """Return accuracy and macro averages."""
+        return ClassificationMetric(len(self.labels))
+
+    def confusion(
+        self, predictions: Sequence[int], references: Sequence[int]
+    ) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return the confusion matrix."""
+        totals = self.metric().statistics(predictions, references).sum(0)
+        return totals.reshape(len(self.labels), -1).astype(np.int64)
+
+    def show(self, record: Example) -> str:
+        """Return the text, or both."""
+        parts = [record.text, record.text_pair]
+        return " ".join(" → ".join(part for part in parts if part is not None).split())
+
+    def _weights(self, device: torch.device) -> Tensor:
+        return torch.tensor(self.class_weights, device=device)
+
+
+def texts_of(records: Sequence[Example]) -> list[Text]:
+    """Return the texts, or pairs of texts, of examples."""
+    return [one.text if one.text_pair is None else (one.text, one.text_pair) for one in records]
+
+
+def text_batch(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int
+) -> dict[str, Any]:
+    """Return token ids padded to the longest text, cut at `max_length` tokens."""
+    return dict(
+        tokenizer(
+            list(texts),
             padding=True,
             truncation=True,
-            max_length=self.max_length,
+            max_length=max_length,
             return_tensors="pt",
         )
-        batch["labels"] = torch.tensor([self.index[str(one.label)] for one in examples])
-        return dict(batch)
-
-
-def texts_of(examples: Sequence[Example]) -> list[Text]:
-    """Return the texts, or pairs of texts, of examples."""
-    return [one.text if one.text_pair is None else (one.text, one.text_pair) for one in examples]
-
-
-def labels_in(examples: Sequence[Example]) -> tuple[str, ...]:
-    """Return the labels that occur, sorted.
-
-    Raises:
-        DataError: If there are fewer than two: nothing could be learnt.
-    """
-    labels = tuple(sorted({str(example.label) for example in examples}))
-    if len(labels) < 2:
-        raise DataError(f"All {len(examples)} examples have the label {labels[0]!r}. Give two.")
-    return labels
-
-
-def predict_labels(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    *,
-    batch_size: int = 64,
-) -> list[int]:
-    """Return the index of the best label of each example under what is active."""
-    logits = logits_of(model, tokenizer, texts_of(examples), batch_size=batch_size)
-    return logits.argmax(-1).tolist()
+    )

@@ -99,9 +99,10 @@ def train_language(
         inputs = {key: value for key, value in batch.items() if key != "teacher"}
         states = wrapped(**inputs, output_hidden_states=True).hidden_states
         student = layer_means(states, batch["attention_mask"])
-        return alignment_loss(
+        mean = alignment_loss(
             student, batch["teacher"], temperature=temperature, layer_weight=layer_weight
         )[0]
+        return mean * len(student)
 
     activate(model, name)
     set_trainable(model, name)
@@ -109,6 +110,7 @@ def train_language(
         model,
         lessons,
         collate=collate,
+        items=lambda batch: torch.tensor(float(len(batch["teacher"]))),
         loss=loss,
         config=config,
         accelerator=accelerator,

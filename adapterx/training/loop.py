@@ -53,6 +53,7 @@ def fit(
     records: Sequence[_Record],
     *,
     collate: Callable[[Sequence[_Record]], Mapping[str, Tensor]],
+    items: Callable[[Mapping[str, Tensor]], Tensor],
     loss: Callable[[nn.Module, Mapping[str, Tensor]], Tensor],
     config: TrainingConfig,
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
@@ -67,7 +68,8 @@ def fit(
         model: With the adapters to train active and `adapterx.set_trainable`; changed in place.
         records: The training data.
         collate: Makes a batch of records.
-        loss: Computes the loss of a batch, a scalar.
+        items: How many items the loss of a batch sums, a scalar.
+        loss: Computes the loss of a batch, summed over its items, a scalar.
         config: The settings.
         evaluate: Returns dev scores of a model; called after every epoch.
         metric: The score that decides which epoch is best; higher is better.
@@ -89,7 +91,17 @@ def fit(
     accelerator = accelerator or _accelerator(config)
     with _no_traces(model), _attention_for_training(model, accelerator.device):
         return _fit(
-            model, records, collate, loss, config, evaluate, metric, accelerator, progress, title
+            model,
+            records,
+            collate,
+            items,
+            loss,
+            config,
+            evaluate,
+            metric,
+            accelerator,
+            progress,
+            title,
         )
 
 
@@ -97,6 +109,7 @@ def _fit(
     model: nn.Module,
     records: Sequence[_Record],
     collate: Callable[[Sequence[_Record]], Mapping[str, Tensor]],
+    items: Callable[[Mapping[str, Tensor]], Tensor],
     loss: Callable[[nn.Module, Mapping[str, Tensor]], Tensor],
     config: TrainingConfig,
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None,
@@ -145,7 +158,7 @@ def _fit(
         for batch in loader:
             with accelerator.accumulate(wrapped):
                 with accelerator.autocast():
-                    value = loss(wrapped, batch)
+                    value = loss(wrapped, batch) / items(batch)
                 accelerator.backward(value)
                 if accelerator.sync_gradients and config.max_grad_norm:
                     accelerator.clip_grad_norm_(trainable, config.max_grad_norm)

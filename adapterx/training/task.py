@@ -1,19 +1,18 @@
-"""Training a task adapter with its head, from labels in one language."""
+"""Training a task adapter with its head, from labels in one language; or the whole model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from adapterx.activation import activate
 from adapterx.composition import Composition
-from adapterx.data import Example
 from adapterx.model import set_trainable
-from adapterx.registry import heads_of
-from adapterx.tasks.classification import ClassificationMetric, Collator, predict_labels
+from adapterx.tasks.task import Task
 from adapterx.training.config import TASK_CONFIG, TrainingConfig
 from adapterx.training.loop import Result, fit
 
@@ -23,10 +22,11 @@ __all__ = ["train_task"]
 def train_task(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    name: str,
+    name: str | None,
+    task: Task[Any],
     *,
-    train: Sequence[Example],
-    dev: Sequence[Example] = (),
+    train: Sequence[Any],
+    dev: Sequence[Any] = (),
     config: TrainingConfig = TASK_CONFIG,
     compose: Composition | None = None,
     accelerator: Accelerator | None = None,
@@ -37,8 +37,9 @@ def train_task(
     Args:
         model: The model; every other parameter is frozen.
         tokenizer: The encoder's tokenizer.
-        name: The adapter.
-        train: Labelled texts, or pairs of texts.
+        name: The adapter; None fine-tunes the whole model, which has none.
+        task: The task, with its labels.
+        train: Its records.
         dev: More of them, scored after every epoch; empty for none.
         config: The settings of the loop.
         compose: What is active in training, for example the task on its language's adapter; None
@@ -53,32 +54,30 @@ def train_task(
         UnknownNameError: If an adapter is not attached.
         ConfigError, DataError: As `adapterx.training.loop.fit`.
     """
-    activate(model, name if compose is None else compose)
-    set_trainable(model, name)
-    heads = heads_of(model)
-    assert heads is not None
-    labels = heads.labels[name].names
-    metric = ClassificationMetric()
-
-    def loss(wrapped: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        value: Tensor = wrapped(**batch).loss
-        return value
+    if name is None:
+        model.requires_grad_(True)
+    else:
+        activate(model, name if compose is None else compose)
+        set_trainable(model, name)
+    references = [task.reference(record) for record in dev]
 
     def evaluate(current: nn.Module) -> Mapping[str, float]:
-        scores: Mapping[str, float] = metric.compute(
-            predictions=predict_labels(current, tokenizer, dev),
-            references=[labels.index(str(one.label)) for one in dev],
+        predictions = task.predict(current, tokenizer, dev)
+        scores: Mapping[str, float] = task.metric().compute(
+            predictions=predictions, references=references
         )
         return scores
 
     return fit(
         model,
         train,
-        collate=Collator(tokenizer, labels, config.max_length),
-        loss=loss,
+        collate=lambda records: task.batch(tokenizer, records, config.max_length),
+        items=task.items,
+        loss=task.loss,
         config=config,
         evaluate=evaluate if dev else None,
+        metric=task.score,
         accelerator=accelerator,
         progress=progress,
-        title=f"task {name}",
+        title=f"task {name or task.kind}",
     )

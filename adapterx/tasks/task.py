@@ -1,0 +1,118 @@
+"""What a task is: how records become batches, batches a loss, and outputs answers and scores.
+
+A task is a frozen dataclass with its settings (columns, labels) and the verbs of `Task`. The
+training loop, the table and the command line know tasks by these verbs only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, Self, TypeVar
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from adapterx.data import Row
+from adapterx.encoders import Head
+from adapterx.heads import Problem
+from adapterx.tasks.metric import TaskMetric
+
+__all__ = ["Record", "Task"]
+
+
+class Record(Protocol):
+    """What a task makes of a row of data."""
+
+    @property
+    def language(self) -> str | None:
+        """BCP-47 tag, None where nobody said."""
+
+
+_Record = TypeVar("_Record", bound=Record)
+
+
+class Task(Protocol[_Record]):
+    """A kind of task with its settings.
+
+    Attributes:
+        kind: Its name in `adapterx.tasks.TASKS`, as Hugging Face's pipelines name it.
+        score: The score that decides which weights are kept; higher is better.
+        head: The head class it needs, for `adapterx.encoders.load_encoder`.
+        problem: What its head's answers are, None where the head's class decides.
+    """
+
+    kind: ClassVar[str]
+    score: ClassVar[str]
+    head: ClassVar[Head]
+    problem: ClassVar[Problem | None]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names in the order of the logits; empty where a task has none."""
+
+    def record(self, row: Row) -> _Record:
+        """Make a record of a row.
+
+        Raises:
+            DataError: If a field is missing or wrong, or, where `labels` are known, a label is
+                not one of them; with file and line.
+        """
+
+    def with_labels(self, records: Sequence[_Record]) -> Self:
+        """Return the task with the labels that occur in records, sorted.
+
+        Raises:
+            DataError: If nothing could be learnt from them.
+        """
+
+    def batch(
+        self, tokenizer: PreTrainedTokenizerBase, records: Sequence[_Record], max_length: int
+    ) -> dict[str, Any]:
+        """Return what the model takes, and ``labels``, as tensors on the CPU."""
+
+    def items(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return how many items (rows, words; or the sum of their weights) a batch's loss sums.
+
+        A scalar. A batch's mean loss is ``loss / items``; batches of one optimiser step, on all
+        processes, share the sum of their items.
+        """
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Return the loss of a batch, summed over its items; a scalar, float32."""
+
+    def predict(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        records: Sequence[_Record],
+        *,
+        batch_size: int = 64,
+        languages: Sequence[str] | None = None,
+    ) -> list[Any]:
+        """Return the answer to each record under what is active, in order, as JSON data.
+
+        Args:
+            model: With the head this task needs.
+            tokenizer: The encoder's tokenizer.
+            records: What to answer.
+            batch_size: Records per forward pass.
+            languages: What each record chooses, where the setup lets rows choose.
+        """
+
+    def reference(self, record: _Record) -> Any:
+        """Return the right answer to a record, as its metric takes it."""
+
+    def metric(self) -> TaskMetric:
+        """Return the metric of this task's answers."""
+
+    def confusion(
+        self, predictions: Sequence[Any], references: Sequence[Any]
+    ) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+        """Return how often each label was answered for each, ``(labels, labels)``.
+
+        Rows are the right labels. None where a task has no such thing.
+        """
+
+    def show(self, record: _Record) -> str:
+        """Return a record's text on one line, for a list of mistakes."""
