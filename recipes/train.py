@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from typing import Any
 
 from accelerate.utils import set_seed
 
@@ -112,7 +113,12 @@ def main(arguments: list[str]) -> None:
             tokenizer.save_pretrained(settings.output)
         else:
             adapterx.save(model, name, settings.output, card=facts)
-        told = {"folder": settings.output, "losses": result.losses, "points": result.points}
+        told: dict[str, Any] = {
+            "folder": settings.output,
+            "losses": result.losses,
+            "points": result.points,
+        }
+        told["score"] = result.final.get(task.score)  # what recipes/search.py goes by
         print(json.dumps({**told, **facts, "seconds": round(result.seconds, 1)}))
     accelerator.end_training()
 
