@@ -71,13 +71,13 @@ class Question:
 
 
 class Gold(TypedDict):
-    """What an answer is compared with: all right answers, and the language they are in."""
+    """What an answer is compared with: all right answers, and their language, empty if unsaid."""
 
     answers: list[str]
-    language: str | None
+    language: str
 
 
-def normalised(text: str, language: str | None = None) -> list[str]:
+def normalised(text: str, language: str = "") -> list[str]:
     """Return the words of an answer as they are compared.
 
     As MLQA's evaluation (Lewis et al., 2020, https://aclanthology.org/2020.acl-main.653): lower
@@ -296,7 +296,7 @@ class QuestionAnswering:
 
     def reference(self, record: Question) -> Gold:
         """Return the right answers and their language."""
-        return {"answers": list(record.answers), "language": record.language}
+        return {"answers": list(record.answers), "language": record.language or ""}
 
     def metric(self) -> AnswerMetric:
         """Return exact match and F1."""

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerFast
 
 LINES = (
     "The river Nile flows through eleven countries, and Cairo lies on it.",
@@ -102,12 +103,24 @@ def pieces(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
     )
 
 
+def _span_model(config: Any) -> Any:
+    config.num_labels = 2
+    torch.manual_seed(0)
+    model = AutoModelForQuestionAnswering.from_config(config)
+    # Fresh weights are so small that all spans would score alike.
+    with torch.no_grad():
+        model.qa_outputs.weight.normal_()
+    return model
+
+
 @pytest.fixture
 def reader(build: Callable[..., Any], pieces: PreTrainedTokenizerFast) -> Callable[..., Any]:
     """Return ``reader(kind, ...)``: a tiny encoder for the pieces; it reads 40 of them."""
 
     def reader(kind: str, **sizes: Any) -> Any:
-        model = build(kind=kind, **sizes)
+        model = build(kind="encoder" if kind == "span" else kind, **sizes)
+        if kind == "span":
+            model = _span_model(model.config)
         model.resize_token_embeddings(len(pieces), mean_resizing=False)
         return model.eval()
 
