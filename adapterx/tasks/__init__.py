@@ -11,12 +11,21 @@ from adapterx.composition import JsonValue
 from adapterx.data import read_rows
 from adapterx.errors import ConfigError, DataError, near_match
 from adapterx.tasks.classification import TextClassification
+from adapterx.tasks.multiple_choice import MultipleChoice
+from adapterx.tasks.retrieval import Retrieval
 from adapterx.tasks.task import Task
+from adapterx.tasks.translation import Translation
 
 __all__ = ["TASKS", "read_records", "task_from_json", "task_to_json"]
 
 TASKS: Final[Mapping[str, type[Task[Any]]]] = {
-    task.kind: cast("type[Task[Any]]", task) for task in (TextClassification,)
+    task.kind: cast("type[Task[Any]]", task)
+    for task in (
+        TextClassification,
+        MultipleChoice,
+        Retrieval,
+        Translation,
+    )
 }
 
 
