@@ -18,7 +18,7 @@ from adapterx.encoders import Head
 from adapterx.heads import Problem
 from adapterx.tasks.metric import TaskMetric
 
-__all__ = ["Record", "Task"]
+__all__ = ["Record", "Task", "row_languages"]
 
 
 class Record(Protocol):
@@ -71,7 +71,11 @@ class Task(Protocol[_Record]):
     def batch(
         self, tokenizer: PreTrainedTokenizerBase, records: Sequence[_Record], max_length: int
     ) -> dict[str, Any]:
-        """Return what the model takes, and ``labels``, as tensors on the CPU."""
+        """Return what the model takes, and ``labels``, as tensors on the CPU.
+
+        Where records are not one row each (choices, pairs, windows), ``rows`` says of which record
+        each row is, ``(rows,)`` int64; `row_languages` reads it, `loss` keeps it from the model.
+        """
 
     def items(self, batch: Mapping[str, Any]) -> Tensor:
         """Return how many items (rows, words; or the sum of their weights) a batch's loss sums.
@@ -118,3 +122,10 @@ class Task(Protocol[_Record]):
 
     def show(self, record: _Record) -> str:
         """Return a record's text on one line, for a list of mistakes."""
+
+
+def row_languages(batch: Mapping[str, Any], languages: Sequence[str]) -> list[str]:
+    """Return the language of each row of a batch, given that of each record."""
+    if "rows" not in batch:
+        return list(languages)
+    return [languages[record] for record in batch["rows"].tolist()]
