@@ -204,8 +204,9 @@ class QuestionAnswering:
     ) -> dict[str, Any]:
         """Return token ids of all windows, ``(windows, sequence)``, and ``labels``, ``(…, 2)``.
 
-        Labels are the first and last token of the first answer, int64; both are 0 where a window
-        does not have all of it. Nothing is cut: `window` says what is read, not `max_length`.
+        ``rows`` says whose window each is. Labels are the first and last token of the first
+        answer, int64; both are 0 where a window does not have all of it. Nothing is cut: `window`
+        says what is read, not `max_length`.
         """
         encoded = self._windows(tokenizer, records, self.window, padding=True)
         labels = []
@@ -224,7 +225,8 @@ class QuestionAnswering:
         batch: dict[str, Any] = {
             key: torch.tensor(encoded[key]) for key in tokenizer.model_input_names if key in encoded
         }
-        return batch | {"labels": torch.tensor(labels)}
+        rows = torch.tensor(encoded["overflow_to_sample_mapping"])
+        return batch | {"rows": rows, "labels": torch.tensor(labels)}
 
     def items(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the number of windows."""
@@ -233,7 +235,7 @@ class QuestionAnswering:
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Return the mean of both ends' cross-entropies over tokens, summed."""
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        inputs = {key: value for key, value in batch.items() if key not in ("rows", "labels")}
         output = model(**inputs)
         logits = torch.stack([output.start_logits, output.end_logits], dim=1).float()
         labels: Tensor = batch["labels"]
