@@ -91,7 +91,7 @@ def train_language(
             kept = _states(model, tokenizer, share, config)
         lessons += [_Lesson(line, row) for line, row in zip(share, kept, strict=True)]
 
-    def collate(batch: Sequence[_Lesson]) -> Mapping[str, Tensor]:
+    def collate(batch: Sequence[_Lesson], _: int) -> Mapping[str, Tensor]:
         encoded = _encode(tokenizer, [one.text for one in batch], config)
         return {**encoded, "teacher": torch.stack([one.teacher for one in batch])}
 

@@ -1,32 +1,48 @@
-"""The loop: one plain function on Accelerate, for every task and for language adapters.
+"""The loop: one for every task and for language adapters, in one process or many.
 
-Only parameters that require a gradient are given to the optimiser and kept; the frozen base is
-never copied.
+Only parameters that require a gradient are given to the optimiser, kept and written; the frozen
+base is never copied.
 """
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Final, TypeAlias, TypeVar
 
-import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import get_scheduler
 
+from adapterx.composition import JsonValue
 from adapterx.errors import ConfigError, DataError
-from adapterx.registry import unwrap
+from adapterx.training.batches import Records, Step, steps_in_epoch, steps_of
+from adapterx.training.checkpoint import (
+    Checkpoint,
+    fingerprint,
+    newest,
+    read_checkpoint,
+    write_checkpoint,
+)
 from adapterx.training.config import TrainingConfig
+from adapterx.training.keeping import Keeper
+from adapterx.training.modes import attention_for_training, training_mode
+from adapterx.training.processes import accelerator_for, check_accelerator
+from adapterx.training.steps import Stepper
 
 __all__ = ["Result", "fit"]
 
 _Record = TypeVar("_Record")
+_Evaluate: TypeAlias = Callable[[nn.Module], Mapping[str, float]]
+# Readings of the loss in a run, for the bar and the trackers: each makes the host wait.
+_READINGS: Final = 100
+# Settings in which a run that goes on may differ from the one that was stopped.
+_FREE: Final = ("save_every", "trackers")
 
 
 @dataclass(slots=True)
@@ -34,31 +50,39 @@ class Result:
     """What a run did.
 
     Attributes:
-        losses: Mean loss of each epoch.
-        scores: What `evaluate` returned after each epoch.
-        kept: Index of the epoch whose weights the model has now.
+        losses: Mean loss over the items since the evaluation point before, at each point.
+        scores: What `evaluate` returned at each point.
+        points: After how many steps each point was.
+        kept: Index of the point whose weights the model has now; of the last one, where the mean
+            of several is kept.
+        final: Scores of the weights the model has now; empty without `evaluate`.
         steps: Optimiser steps taken.
         seconds: Wall-clock time of training, evaluation included.
     """
 
     losses: list[float] = field(default_factory=list)
     scores: list[Mapping[str, float]] = field(default_factory=list)
+    points: list[int] = field(default_factory=list)
     kept: int = 0
+    final: Mapping[str, float] = field(default_factory=dict)
     steps: int = 0
     seconds: float = 0.0
 
 
 def fit(
     model: nn.Module,
-    records: Sequence[_Record],
+    records: Records[_Record],
     *,
-    collate: Callable[[Sequence[_Record]], Mapping[str, Tensor]],
-    items: Callable[[Mapping[str, Tensor]], Tensor],
-    loss: Callable[[nn.Module, Mapping[str, Tensor]], Tensor],
+    collate: Callable[[Sequence[_Record], int], Mapping[str, Any]],
+    items: Callable[[Mapping[str, Any]], Tensor],
+    loss: Callable[[nn.Module, Mapping[str, Any]], Tensor],
     config: TrainingConfig,
-    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    evaluate: _Evaluate | None = None,
     metric: str = "accuracy",
     accelerator: Accelerator | None = None,
+    folder: Path | None = None,
+    resume: bool | Path = False,
+    settings: Mapping[str, JsonValue] | None = None,
     progress: bool = True,
     title: str = "train",
 ) -> Result:
@@ -67,204 +91,237 @@ def fit(
     Args:
         model: With the adapters to train active and `adapterx.set_trainable`; changed in place.
         records: The training data.
-        collate: Makes a batch of records.
-        items: How many items the loss of a batch sums, a scalar.
+        collate: Makes a batch of records, on the CPU; it is told the number of the step.
+        items: How many items the loss of a batch sums, a scalar. The loss of a step is the mean
+            over the items of all its batches, on all processes.
         loss: Computes the loss of a batch, summed over its items, a scalar.
         config: The settings.
-        evaluate: Returns dev scores of a model; called after every epoch.
-        metric: The score that decides which epoch is best; higher is better.
-        accelerator: Accelerate's; None for a new one with the precision of `config`.
+        evaluate: Returns dev scores of a model; called at every evaluation point, on all
+            processes, of which the first one's scores count.
+        metric: The score that decides what is best; higher is better.
+        accelerator: Accelerate's; None for a new one with what `config` says.
+        folder: Where checkpoints and logs go.
+        resume: Go on from the newest checkpoint in `folder`, if there is one, or from the
+            checkpoint given.
+        settings: What else must be the same for a run to go on: the task, the composition.
         progress: Show a progress bar on stderr.
-        title: What the bar says.
+        title: What the bar and the trackers call the run.
 
     Returns:
-        Losses, scores, the epoch that was kept, and the time.
+        Losses, scores, which weights were kept, and the time.
 
     Raises:
-        ConfigError: If nothing is trainable, or Accelerate refuses the precision.
+        ConfigError: If nothing is trainable, a setting lacks what it needs, Accelerate is set to
+            what this loop cannot do, or a checkpoint is of another run.
         DataError: If there are no records, or the loss is not finite.
     """
-    if not records:
+    if isinstance(records, Sequence) and not records:
         raise DataError("There is no training data.")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("Nothing is trainable. Call adapterx.set_trainable(model, name) first.")
-    accelerator = accelerator or _accelerator(config)
-    with _no_traces(model), _attention_for_training(model, accelerator.device):
-        return _fit(
-            model,
-            records,
-            collate,
-            items,
-            loss,
-            config,
-            evaluate,
-            metric,
-            accelerator,
-            progress,
-            title,
-        )
-
-
-def _fit(
-    model: nn.Module,
-    records: Sequence[_Record],
-    collate: Callable[[Sequence[_Record]], Mapping[str, Tensor]],
-    items: Callable[[Mapping[str, Tensor]], Tensor],
-    loss: Callable[[nn.Module, Mapping[str, Tensor]], Tensor],
-    config: TrainingConfig,
-    evaluate: Callable[[nn.Module], Mapping[str, float]] | None,
-    metric: str,
-    accelerator: Accelerator,
-    progress: bool,
-    title: str,
-) -> Result:
-    """Train; what `fit` does once its arguments are checked."""
-    order = torch.Generator().manual_seed(config.seed)
-    loader: Any = DataLoader(
-        records,  # type: ignore[arg-type]  # a sequence is a map-style dataset
-        batch_size=config.batch_size,
-        shuffle=True,
-        generator=order,
-        collate_fn=collate,
-    )
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer: Any = torch.optim.AdamW(
-        trainable, lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    steps = config.epochs * math.ceil(len(loader) / config.gradient_accumulation)
-    # Not prepared: Accelerate would step it once for every process.
-    scheduler = get_scheduler(
-        # Hugging Face's "constant" knows no warmup.
-        "constant_with_warmup" if config.schedule == "constant" else config.schedule,
-        optimizer,
-        num_warmup_steps=round(config.warmup * steps),
-        num_training_steps=steps,
-    )
-    result = Result()
-    best: dict[str, Tensor] = {}
-    start = time.perf_counter()
-    bar = tqdm(
-        total=steps,
-        desc=title,
-        unit="step",
-        # None: shown on a terminal only; a file would hold a line for every step.
-        disable=None if progress and accelerator.is_local_main_process else True,
-        leave=False,
-    )
-    for epoch in range(config.epochs):
-        _training_mode(wrapped)
-        total, batches = torch.zeros((), device=accelerator.device), 0
-        for batch in loader:
-            with accelerator.accumulate(wrapped):
-                with accelerator.autocast():
-                    value = loss(wrapped, batch) / items(batch)
-                accelerator.backward(value)
-                if accelerator.sync_gradients and config.max_grad_norm:
-                    accelerator.clip_grad_norm_(trainable, config.max_grad_norm)
-                optimizer.step()
-                if accelerator.sync_gradients:
-                    scheduler.step()
-                    result.steps += 1
-                    bar.update()
-                optimizer.zero_grad()
-            total, batches = total + value.detach().float(), batches + 1
-        mean = float(accelerator.reduce(total / batches, reduction="mean"))
-        if not math.isfinite(mean):
-            raise DataError(
-                f"The loss is {mean} in epoch {epoch + 1}. Lower learning_rate, or look for "
-                "empty texts in the data."
-            )
-        result.losses.append(mean)
-        shown = {"loss": f"{mean:.3f}"}
-        if evaluate is not None:
-            wrapped.eval()
-            scores = evaluate(model)
-            result.scores.append(scores)
-            shown[metric] = f"{scores[metric]:.3f}"
-            if epoch == 0 or scores[metric] > result.scores[result.kept][metric]:
-                result.kept = epoch
-                if config.keep == "best":
-                    best = _weights(model)
-        bar.set_postfix(shown)
-    bar.close()
-    if best:
-        model.load_state_dict(best, strict=False)
-    else:
-        result.kept = config.epochs - 1
+    if config.patience and evaluate is None:
+        raise ConfigError(f"patience is {config.patience}, but there is no dev set to wait for.")
+    if folder is None and (config.save_every or resume is True):
+        raise ConfigError("Checkpoints are asked for, but no folder to keep them in. Give one.")
+    accelerator = accelerator or accelerator_for(config, folder=folder)
+    check_accelerator(accelerator)
+    if not accelerator.verify_device_map(model):
+        model.to(accelerator.device)
+    stepper = Stepper(model, config, accelerator, items=items, loss=loss)
+    run = _Run(stepper, records, evaluate, metric)
+    if folder is not None and (config.save_every or resume):
+        run.save_into(folder, settings or {})
+    place = newest(folder) if resume is True and folder is not None else resume
+    if isinstance(place, Path):
+        run.resume(place, settings or {})
+    with attention_for_training(model, accelerator.device), run.shown(title, progress):
+        run.go(collate)
     model.eval()
-    result.seconds = time.perf_counter() - start
-    return result
+    return run.result
 
 
-def _accelerator(config: TrainingConfig) -> Accelerator:
-    try:
-        return Accelerator(
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation,
+class _Run:
+    """A run: where it is, what it has seen, and what it does between two steps."""
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        records: Records[Any],
+        evaluate: _Evaluate | None,
+        metric: str,
+    ) -> None:
+        self.stepper, self.records = stepper, records
+        self.evaluate, self.metric = evaluate, metric
+        self.config, self.accelerator = stepper.config, stepper.accelerator
+        self.keeper = Keeper(self.config, metric)
+        self.result = Result()
+        self.epoch = self.index = 0
+        self.folder: Path | None = None
+        self.settings: Mapping[str, JsonValue] = {}
+        self.steps = self.config.max_steps
+        if isinstance(records, Sequence) or not self.steps:
+            epoch = steps_in_epoch(records, self.config, self.accelerator.num_processes)
+            self.steps = min(self.config.epochs * epoch, self.steps or self.config.epochs * epoch)
+
+    def go(self, collate: Callable[[Sequence[Any], int], Mapping[str, Any]]) -> None:
+        """Take the steps that are left, and keep the weights that shall be kept."""
+        config, result, model = self.config, self.result, self.stepper.model
+        start = time.perf_counter() - result.seconds
+        training_mode(model)
+        for step in self._left():
+            batches = [collate(share, result.steps) for share in step.shares if share]
+            self.stepper.step(batches, config.rate(result.steps, self.steps))
+            result.steps += 1
+            self.epoch, self.index = step.after
+            self.bar.update()
+            ends = self._is_point(step)
+            if ends or result.steps % max(1, self.steps // _READINGS) == 0:
+                self._read()
+            if ends:
+                self._point()
+                training_mode(model)
+            result.seconds = time.perf_counter() - start
+            if config.save_every and result.steps % config.save_every == 0:
+                self._save()
+        self._keep()
+        result.seconds = time.perf_counter() - start
+
+    def _left(self) -> Iterator[Step[Any]]:
+        steps = steps_of(
+            self.records,
+            self.config,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+            epoch=self.epoch,
+            index=self.index,
         )
-    except ValueError as error:
-        # Its state is one a process: the first precision that was asked for stays.
-        raise ConfigError(
-            f"Accelerate refuses mixed_precision {config.mixed_precision!r} ({error}) Use the "
-            "precision of the training before, or a fresh process."
-        ) from error
+        while self.result.steps < self.steps and not self.keeper.finished:
+            step = next(steps, None)
+            if step is None:
+                return
+            yield step
 
+    def _is_point(self, step: Step[Any]) -> bool:
+        done, every = self.result.steps, self.config.evaluate_every
+        due = done % every == 0 if every else step.last
+        return due or done == self.steps or (step.last and step.epoch + 1 == self.config.epochs)
 
-@contextmanager
-def _no_traces(model: nn.Module) -> Iterator[None]:
-    """Take off what Accelerate leaves on a model: its autocast, and a mark that it was there.
+    def _read(self) -> None:
+        loss = self.stepper.read()
+        self.bar.set_postfix(loss=f"{loss:.3f}")
+        rate = self.config.rate(self.result.steps - 1, self.steps)
+        self._log({"loss": loss, "learning_rate": rate})
 
-    With them a later answer would be rounded as in training, and a later training would not be
-    prepared again.
-    """
-    attributes = vars(model)
-    names = ("forward", "_original_forward", "_is_accelerate_prepared")
-    before = {name: attributes[name] for name in names if name in attributes}
-    try:
-        yield
-    finally:
-        for name in names:
-            attributes.pop(name, None)
-        attributes.update(before)
+    def _point(self) -> None:
+        """Score the weights, and take note of them."""
+        result = self.result
+        result.points.append(result.steps)
+        result.losses.append(self.stepper.mean())
+        scores = self._scores()
+        if scores:
+            result.scores.append(scores)
+            self.bar.set_postfix(
+                {"loss": f"{result.losses[-1]:.3f}", self.metric: f"{scores[self.metric]:.3f}"}
+            )
+            self._log({f"dev {name}": value for name, value in scores.items()})
+        self.keeper.see(
+            self.stepper.trainable, scores or None, share=result.steps / max(1, self.steps)
+        )
 
+    def _scores(self) -> Mapping[str, float]:
+        if self.evaluate is None:
+            return {}
+        self.stepper.model.eval()
+        scores = [self.evaluate(self.stepper.model)]
+        broadcast_object_list(scores)  # all must decide alike
+        return scores[0]
 
-@contextmanager
-def _attention_for_training(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """On a CPU, train with eager attention: the fused kernel's backward takes twice its time."""
-    inner = unwrap(model)
-    before = inner.config._attn_implementation
-    if device.type != "cpu" or before != "sdpa":
-        yield
-        return
-    inner.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        inner.set_attn_implementation(before)
+    def _keep(self) -> None:
+        result = self.result
+        result.kept = self.keeper.kept
+        self.stepper.put(self.keeper.weights)
+        if result.scores:
+            result.final = result.scores[result.kept]
+        if self.config.keep == "average" and self.keeper.averaged > 1:
+            result.final = self._scores()
 
+    # ------------------------------------------------------------------ checkpoints
 
-def _training_mode(model: nn.Module) -> None:
-    """Put what trains, and what stands outside the encoder, in training mode.
+    def save_into(self, folder: Path, settings: Mapping[str, JsonValue]) -> None:
+        """Say where checkpoints go."""
+        self.folder = folder
+        self.settings = self._identity(settings)
 
-    The frozen encoder runs as it does at inference: its own dropout would only blur the states
-    that the adapters read (measured: no gain in accuracy, and on a CPU four times the time).
-    """
-    model.train()
-    _still(unwrap(model).base_model)
+    def resume(self, place: Path, settings: Mapping[str, JsonValue]) -> None:
+        """Take up the run that a checkpoint holds."""
+        saved = read_checkpoint(place, self.settings or self._identity(settings))
+        own = saved.processes[self.accelerator.process_index]
+        self.stepper.restore(saved.weights, saved.shared, own)
+        self.epoch, self.index = saved.progress["epoch"], saved.progress["index"]
+        self.result = Result(**saved.progress["result"])
+        self.keeper.restore(saved.progress["keeper"], saved.kept)
 
+    def _identity(self, settings: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+        config: dict[str, JsonValue] = dataclasses.asdict(self.config)
+        shapes = {name: str(tuple(value.shape)) for name, value in self.stepper.trainable.items()}
+        return {
+            **{key: value for key, value in config.items() if key not in _FREE},
+            **settings,
+            "processes": self.accelerator.num_processes,
+            "records": fingerprint(self.records),
+            "trainable": shapes,
+        }
 
-def _still(module: nn.Module) -> None:
-    parameters = list(module.parameters())
-    if not parameters or not all(parameter.requires_grad for parameter in parameters):
-        module.training = False
-        for child in module.children():
-            _still(child)
+    def _save(self) -> None:
+        processes = gather_object([self.stepper.own_state()])
+        if self.folder is None or not self.accelerator.is_main_process:
+            return
+        progress = {
+            "epoch": self.epoch,
+            "index": self.index,
+            "keeper": self.keeper.state(),
+            "result": dataclasses.asdict(self.result),
+        }
+        write_checkpoint(
+            self.folder,
+            self.result.steps,
+            Checkpoint(
+                self.settings,
+                progress,
+                self.stepper.trainable,
+                self.keeper.weights,
+                self.stepper.shared_state(),
+                processes,
+            ),
+        )
 
+    # ------------------------------------------------------------------ what a person sees
 
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: parameter.detach().clone()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+    @contextmanager
+    def shown(self, title: str, progress: bool) -> Iterator[None]:
+        """Show a bar, and open the trackers that Accelerate was given."""
+        accelerator = self.accelerator
+        self.bar = tqdm(
+            total=self.steps,
+            initial=self.result.steps,
+            desc=title,
+            unit="step",
+            # None: shown on a terminal only; a file would hold a line for every step.
+            disable=None if progress and accelerator.is_main_process else True,
+            leave=False,
+        )
+        if accelerator.log_with:
+            values = dataclasses.asdict(self.config)
+            values["trackers"] = ", ".join(self.config.trackers)
+            accelerator.init_trackers(title.replace(" ", "-"), config=values)
+        try:
+            yield
+        finally:
+            self.bar.close()
+            for tracker in accelerator.trackers:
+                tracker.finish()
+            accelerator.trackers = []
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        if self.accelerator.trackers:
+            self.accelerator.log(dict(values), step=self.result.steps)

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 import adapterx
 from adapterx import Bottleneck
-from adapterx.data import Example
 from adapterx.errors import ConfigError, DataError
 from adapterx.prediction import logits_of
-from adapterx.tasks.classification import ClassificationMetric, Collator, labels_in, predict_labels
+from adapterx.tasks.classification import Example, TextClassification
 from adapterx.training.config import TrainingConfig
 from adapterx.training.loop import Result, fit
 from adapterx.training.task import train_task
 
 LABELS = ("food", "law")
+TASK = TextClassification(labels=LABELS)
 WORDS = {"food": range(8), "law": range(45, 53)}
 FAST: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 8, "max_length": 16}
 
@@ -55,13 +55,13 @@ def run_fit(tokenizer: Any) -> Callable[..., Result]:
         def loss(wrapped: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
             if spy is not None:
                 spy(wrapped, batch)
-            value: Tensor = wrapped(**batch).loss
-            return value
+            return TASK.loss(wrapped, batch)
 
         return fit(
             model,
             settings.pop("records", examples(count)),
-            collate=settings.pop("collate", Collator(tokenizer, LABELS, 16)),
+            collate=lambda records, step: TASK.batch(tokenizer, records, 16),
+            items=TASK.items,
             loss=settings.pop("loss", loss),
             config=TrainingConfig(**config),
             progress=False,
@@ -107,16 +107,15 @@ def test_an_adapter_learns_a_separable_task(
     unseen = examples(40, seed=1)
     config = TrainingConfig(epochs=12, **FAST)
     result = train_task(
-        model, tokenizer, "t", train=examples(64), dev=unseen, config=config, progress=False
+        model, tokenizer, "t", TASK, train=examples(64), dev=unseen, config=config, progress=False
     )
     assert result.losses[-1] < 0.3 * result.losses[0]
     assert result.scores[result.kept]["accuracy"] >= 0.95
-    right = predict_labels(model, tokenizer, unseen)
-    metric = ClassificationMetric()
-    scores = metric.compute(
-        predictions=right, references=[LABELS.index(str(one.label)) for one in unseen]
+    scores = TASK.metric().compute(
+        predictions=TASK.predict(model, tokenizer, unseen),
+        references=[TASK.reference(one) for one in unseen],
     )
-    assert scores == result.scores[result.kept]
+    assert scores == result.scores[result.kept] == result.final
     assert str(adapterx.summary(model).active) == "t"
 
 
@@ -131,18 +130,18 @@ def test_a_result_counts_losses_scores_and_steps(
     assert result.seconds > 0
 
 
-def test_a_loss_is_the_mean_over_the_batches_of_its_epoch(
+def test_a_loss_is_the_mean_over_the_items_of_its_epoch(
     ready: Any, run_fit: Callable[..., Result]
 ) -> None:
     seen: list[float] = []
 
     def loss(wrapped: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        value: Tensor = wrapped(**batch).loss
+        value = TASK.loss(wrapped, batch)
         seen.append(float(value.detach()))
         return value
 
-    result = run_fit(ready, loss=loss, config={"epochs": 2})
-    assert result.losses == pytest.approx([sum(seen[:2]) / 2, sum(seen[2:]) / 2], rel=1e-6)
+    result = run_fit(ready, count=13, loss=loss, config={"epochs": 2})
+    assert result.losses == pytest.approx([sum(seen[:2]) / 13, sum(seen[2:]) / 13], rel=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
@@ -334,9 +333,9 @@ def test_a_bare_encoder_in_training_leaves_no_module_in_training_mode(
     adapterx.set_trainable(model, "sw")
 
     def loss(wrapped: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        batch = {key: value for key, value in batch.items() if key != "labels"}
-        value: Tensor = wrapped(**batch).last_hidden_state.square().mean()
-        return value
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        value: Tensor = wrapped(**inputs).last_hidden_state.square().mean()
+        return value * len(batch["labels"])
 
     result = run_fit(model, loss=loss, config={"epochs": 2})
     assert result.losses[1] < result.losses[0]
@@ -431,18 +430,18 @@ def test_a_loss_that_is_not_finite_is_an_error(
     ready: Any, run_fit: Callable[..., Result], value: float
 ) -> None:
     def loss(wrapped: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        found: Tensor = wrapped(**batch).loss * value
-        return found
+        return TASK.loss(wrapped, batch) * value
 
-    with pytest.raises(DataError, match=rf"The loss is {value} in epoch 1\. Lower learning_rate"):
+    with pytest.raises(DataError, match=rf"The loss is {value}\. Lower learning_rate"):
         run_fit(ready, count=8, loss=loss)
 
 
 def test_examples_of_one_label_teach_nothing() -> None:
     same = [Example("a", None, "x"), Example("b", None, "x")]
+    task = TextClassification()
     with pytest.raises(DataError, match=r"All 2 examples have the label 'x'\. Give two\."):
-        labels_in(same)
-    assert labels_in([*same, Example("c", None, "a")]) == ("a", "x")
+        task.with_labels(same)
+    assert task.with_labels([*same, Example("c", None, "a")]).labels == ("a", "x")
 
 
 WRONG: dict[str, Any] = {
