@@ -209,24 +209,15 @@ class QuestionAnswering:
         says what is read, not `max_length`.
         """
         encoded = self._windows(tokenizer, records, self.window, padding=True)
-        labels = []
-        for row, owner in enumerate(encoded["overflow_to_sample_mapping"]):
-            places, record = _context(encoded, row, records[owner].context), records[owner]
-            first = last = 0
-            if record.answers and places:
-                text, start = record.answers[0], record.starts[0]
-                start += len(text) - len(text.lstrip())
-                end = start + len(text.strip())
-                inside = [at for at, (a, b) in places.items() if a < end and b > start]
-                spans = list(places.values())
-                if inside and spans[0][0] <= start and spans[-1][1] >= end:
-                    first, last = inside[0], inside[-1]
-            labels.append([first, last])
+        owners: list[int] = encoded["overflow_to_sample_mapping"]
+        labels = [
+            _ends(_context(encoded, row, records[owner].context), records[owner])
+            for row, owner in enumerate(owners)
+        ]
         batch: dict[str, Any] = {
             key: torch.tensor(encoded[key]) for key in tokenizer.model_input_names if key in encoded
         }
-        rows = torch.tensor(encoded["overflow_to_sample_mapping"])
-        return batch | {"rows": rows, "labels": torch.tensor(labels)}
+        return batch | {"rows": torch.tensor(owners), "labels": torch.tensor(labels)}
 
     def items(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the number of windows."""
@@ -278,16 +269,9 @@ class QuestionAnswering:
                 owner = owners[row]
                 null[owner] = min(null[owner], float(start[0] + end[0]))
                 places = _context(encoded, row, records[owner].context)
-                if not places:
-                    continue
-                at = torch.tensor(list(places))
-                sums = start[at].unsqueeze(1) + end[at]
-                # Ends not before starts, nor too far behind.
-                allowed = torch.ones_like(sums).triu().tril(self.max_answer_length - 1).bool()
-                score, cell = sums.masked_fill(~allowed, -torch.inf).flatten().max(0)
+                score, first, last = self._best(start, end, list(places))
                 if score > best[owner]:
-                    best[owner] = float(score)
-                    first, last = (int(at[index]) for index in divmod(int(cell), len(at)))
+                    best[owner] = score
                     answers[owner] = records[owner].context[places[first][0] : places[last][1]]
         if self.null_threshold is None:
             return answers
@@ -310,6 +294,18 @@ class QuestionAnswering:
     def show(self, record: Question) -> str:
         """Return the question."""
         return " ".join(record.question.split())
+
+    def _best(self, start: Tensor, end: Tensor, tokens: Sequence[int]) -> tuple[float, int, int]:
+        """Return the highest sum of two ends' logits among tokens, and the two."""
+        if not tokens:
+            return -np.inf, 0, 0
+        at = torch.tensor(tokens)
+        sums = start[at].unsqueeze(1) + end[at]
+        # The last not before the first, nor too far behind.
+        allowed = torch.ones_like(sums).triu().tril(self.max_answer_length - 1).bool()
+        score, cell = sums.masked_fill(~allowed, -torch.inf).flatten().max(0)
+        first, last = divmod(int(cell), len(tokens))
+        return float(score), tokens[first], tokens[last]
 
     def _windows(
         self,
@@ -359,6 +355,20 @@ def _context(encoded: BatchEncoding, row: int, context: str) -> dict[int, tuple[
         if part == 1 and text.strip():
             places[position] = (start + len(text) - len(text.lstrip()), start + len(text.rstrip()))
     return places
+
+
+def _ends(places: Mapping[int, tuple[int, int]], record: Question) -> tuple[int, int]:
+    """Return the first and last token of the first answer; zeros if not all of it is there."""
+    if not record.answers or not places:
+        return 0, 0
+    text, start = record.answers[0], record.starts[0]
+    start += len(text) - len(text.lstrip())
+    end = start + len(text.strip())
+    inside = [at for at, (first, last) in places.items() if first < end and last > start]
+    spans = list(places.values())
+    if not inside or spans[0][0] > start or spans[-1][1] < end:
+        return 0, 0
+    return inside[0], inside[-1]
 
 
 def _overlap(answer: Sequence[str], right: Sequence[str]) -> float:
