@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Final
 
 import torch
@@ -34,6 +35,10 @@ _PROGRESS: Final = "progress.json"
 _WEIGHTS: Final = "weights.safetensors"
 _KEPT: Final = "kept.safetensors"
 _STATE: Final = "state.pt"
+_DAMAGE: Final = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError),
+    *(SafetensorError, UnpicklingError),
+)
 # Of records that do not fit into memory, the first ones are told by.
 _TOLD: Final = 1000
 
@@ -116,7 +121,7 @@ def read_checkpoint(place: Path, settings: Mapping[str, JsonValue]) -> Checkpoin
         # Tensors and plain data only: a checkpoint from elsewhere runs no code.
         state = torch.load(place / _STATE, map_location="cpu", weights_only=True)
         shared, processes = state["shared"], state["processes"]
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except _DAMAGE as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise FormatError(
             f"The checkpoint {place} cannot be read ({reason}). Delete it, and start anew."

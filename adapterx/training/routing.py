@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from adapterx.composition import choices
 from adapterx.errors import ConfigError, DataError
 from adapterx.registry import active_on
-from adapterx.tasks.task import Record
+from adapterx.tasks.task import Record, row_languages
 from adapterx.training.config import Languages
 
 __all__ = ["language_choices", "languages_of", "route"]
@@ -39,18 +39,17 @@ def language_choices(model: nn.Module, languages: Languages) -> tuple[str, ...]:
 
 
 def route(
-    batch: dict[str, Any],
+    batch: Mapping[str, Any],
     records: Sequence[Record],
     step: int,
     *,
     languages: Languages,
     known: Sequence[str],
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Give each row of a batch its language, as the model takes it.
 
     Args:
-        batch: What a task made of records. Where it holds more rows than records, its entry
-            ``rows``, ``(rows,)`` int64, says which record each row is of; it is taken out.
+        batch: What a task made of records.
         records: The records.
         step: The number of the optimiser step.
         languages: How languages are chosen.
@@ -59,15 +58,13 @@ def route(
     Raises:
         DataError: If a record shall say its language and does not.
     """
-    rows = batch.pop("rows", None)
     if languages == "none":
         return batch
     if languages == "cycle":
         chosen = [known[step % len(known)]] * len(records)
     else:
         chosen = [_language(record) for record in records]
-    batch["lang"] = chosen if rows is None else [chosen[at] for at in rows.tolist()]
-    return batch
+    return {**batch, "lang": row_languages(batch, chosen)}
 
 
 def languages_of(

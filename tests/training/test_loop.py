@@ -212,6 +212,101 @@ def test_without_dev_data_the_last_epoch_is_kept(
     assert run_fit(ready, config={"epochs": 2, "keep": keep}).kept == 1
 
 
+def test_the_average_is_the_mean_of_the_weights_at_all_points(
+    ready: Any, run_fit: Callable[..., Result]
+) -> None:
+    snapshots: list[dict[str, Tensor]] = []
+
+    def evaluate(model: nn.Module) -> Mapping[str, float]:
+        snapshots.append(weights(model))
+        return {"accuracy": 1 / len(snapshots)}
+
+    config = {"epochs": 2, "batch_size": 4, "evaluate_every": 3, "keep": "average"}
+    result = run_fit(ready, count=16, config=config, evaluate=evaluate)
+    assert result.points == [3, 6, 8]
+    *seen, last = snapshots
+    for name, value in weights(ready).items():
+        expected = torch.stack([one[name] for one in seen]).mean(0)
+        torch.testing.assert_close(value, expected)
+        assert torch.equal(value, last[name])  # the mean itself is scored at the end
+    assert [one["accuracy"] for one in result.scores] == [1, 1 / 2, 1 / 3]
+    assert result.final == {"accuracy": 1 / 4}
+    assert result.kept == 2
+
+
+def test_the_average_leaves_out_the_points_it_is_told_to(
+    ready: Any, run_fit: Callable[..., Result]
+) -> None:
+    snapshots: list[dict[str, Tensor]] = []
+
+    def evaluate(model: nn.Module) -> Mapping[str, float]:
+        snapshots.append(weights(model))
+        return {"accuracy": 0.5}
+
+    config = {"epochs": 4, "keep": "average", "average_after": 0.5}
+    run_fit(ready, config=config, evaluate=evaluate)
+    for name, value in weights(ready).items():
+        torch.testing.assert_close(value, (snapshots[2][name] + snapshots[3][name]) / 2)
+
+
+def test_an_average_needs_no_dev_data(
+    build: Callable[..., Any], run_fit: Callable[..., Result]
+) -> None:
+    _, last = _trained(build, run_fit, config={"epochs": 2, "keep": "last"})
+    result, mean = _trained(build, run_fit, config={"epochs": 2, "keep": "average"})
+    assert result.scores == []
+    assert result.final == {}
+    assert result.points == [2, 4]
+    assert not all(torch.equal(mean[name], last[name]) for name in last)
+
+
+@pytest.mark.parametrize(
+    ("patience", "scores", "points"),
+    [
+        (1, [0.5, 0.5, 0.9, 0.9], 2),
+        (2, [0.5, 0.4, 0.6, 0.6, 0.5, 0.9], 5),
+        (0, [0.5, 0.4, 0.3, 0.2, 0.1, 0.0], 6),
+        (3, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 6),
+    ],
+)
+def test_training_ends_when_the_score_no_longer_rises(
+    ready: Any, run_fit: Callable[..., Result], patience: int, scores: list[float], points: int
+) -> None:
+    left = iter(scores)
+    result = run_fit(
+        ready,
+        config={"epochs": 6, "patience": patience},
+        evaluate=lambda model: {"accuracy": next(left)},
+    )
+    assert len(result.scores) == points
+    assert result.steps == 2 * points
+    assert result.kept == scores[:points].index(max(scores[:points]))
+    assert result.final == {"accuracy": max(scores[:points])}
+
+
+def test_patience_without_dev_data_is_an_error(ready: Any, run_fit: Callable[..., Result]) -> None:
+    with pytest.raises(ConfigError, match="patience is 2, but there is no dev set"):
+        run_fit(ready, config={"patience": 2})
+
+
+@pytest.mark.parametrize(
+    ("settings", "points"),
+    [
+        ({"epochs": 2}, [3, 6]),
+        ({"epochs": 2, "evaluate_every": 2}, [2, 4, 6]),
+        ({"epochs": 2, "evaluate_every": 4}, [4, 6]),
+        ({"epochs": 5, "max_steps": 4}, [3, 4]),
+        ({"epochs": 1, "max_steps": 400, "evaluate_every": 50}, [3]),
+    ],
+)
+def test_the_last_step_is_always_a_point(
+    ready: Any, run_fit: Callable[..., Result], settings: dict[str, Any], points: list[int]
+) -> None:
+    result = run_fit(ready, count=24, config=settings)
+    assert result.points == points
+    assert result.steps == points[-1]
+
+
 # ------------------------------------------------------------------ what is the same
 
 
@@ -224,13 +319,15 @@ def _trained(build: Callable[..., Any], run_fit: Callable[..., Result], **settin
     return result, weights(model)
 
 
+@pytest.mark.parametrize("count", [32, 29, 33])
+@pytest.mark.parametrize("size", [4, 2])
 def test_accumulated_small_batches_equal_one_large(
-    build: Callable[..., Any], run_fit: Callable[..., Result]
+    build: Callable[..., Any], run_fit: Callable[..., Result], count: int, size: int
 ) -> None:
-    large, one = _trained(build, run_fit, count=32, config={"epochs": 2, "batch_size": 8})
-    settings = {"epochs": 2, "batch_size": 4, "gradient_accumulation": 2}
-    small, two = _trained(build, run_fit, count=32, config=settings)
-    assert small.steps == large.steps == 8
+    large, one = _trained(build, run_fit, count=count, config={"epochs": 2, "batch_size": 8})
+    settings = {"epochs": 2, "batch_size": size, "gradient_accumulation": 8 // size}
+    small, two = _trained(build, run_fit, count=count, config=settings)
+    assert small.steps == large.steps == 2 * -(-count // 8)
     assert small.losses == pytest.approx(large.losses, rel=1e-5)
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5, msg=name)
@@ -455,6 +552,13 @@ WRONG: dict[str, Any] = {
     "max_grad_norm": "1",
     "schedule": "linaer",
     "keep": "first",
+    "max_steps": -1,
+    "evaluate_every": 1.5,
+    "save_every": -2,
+    "patience": "3",
+    "average_after": 1.5,
+    "languages": "all",
+    "trackers": ("tensorbord",),
     "mixed_precision": "fp8",
     "seed": -1,
 }
