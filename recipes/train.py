@@ -24,7 +24,8 @@ from accelerate.utils import set_seed
 import adapterx
 from adapterx.encoders import load_encoder
 from adapterx.errors import AdapterError, ConfigError, near_match
-from adapterx.evaluation.table import evaluate_languages
+from adapterx.evaluation.measuring import measure
+from adapterx.evaluation.table import table_of
 from adapterx.methods import Bottleneck, LoRA, Method
 from adapterx.tasks import read_records, task_from_json, task_to_json
 from adapterx.training.config import TrainingConfig
@@ -143,19 +144,19 @@ def main(arguments: list[str]) -> None:
             "scores": dict(result.scores[result.kept]) if result.scores else {},
         }
         if tests:
-            table = evaluate_languages(
+            measured = measure(
                 model,
                 tokenizer,
                 kind,
                 tests,
                 {"task adapter": dict.fromkeys(tests, task)},
-                task=task,
+                name=task,
                 source=settings["language"],
             )
-            for row in table.rows:
+            for row in table_of(measured).rows:
                 cell = row.cells["task adapter"]
                 assert cell is not None
-                facts["scores"][f"test accuracy {row.tag}"] = cell.accuracy
+                facts["scores"][f"test {kind.score} {row.tag}"] = cell.scores[kind.score].value
         folder = adapterx.save(model, task, settings["output"], card=facts)
         print(json.dumps({"folder": str(folder), "losses": result.losses, **facts}))
     accelerator.end_training()
