@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from adapterx.evaluation.measuring import measure
+from adapterx.evaluation.report.terminal import print_table
 
 import adapterx
 from adapterx import Bottleneck, HeadOnly, LoRA
@@ -29,13 +30,7 @@ from adapterx.tasks import read_records, task_from_json
 from adapterx.training.config import TrainingConfig
 from adapterx.training.task import train_task
 
-# What trains, and the peak learning rate. Chosen once, on SIB-200's English dev set.
-METHODS: dict[str, tuple[Any, float]] = {
-    "full fine-tuning": (None, 5e-5),
-    "head only": (HeadOnly(), 1e-2),
-    "LoRA": (LoRA(rank=16, targets="all", layers="upper third"), 1e-3),
-    "bottleneck": (Bottleneck(reduction=16, layers="upper third"), 2e-3),
-}
+METHODS = ("full fine-tuning", "head only", "LoRA", "bottleneck")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +44,9 @@ class Set:
         limit: Training examples used, 0 for all.
         test_limit: Test examples used in a language, 0 for all.
         epochs: Passes over them.
-        settings: Of the loop, where they are not the usual ones.
-        layers: Where adapters act, if not in the upper third.
+        layers: Where adapters act.
+        rates: Peak learning rates, in the order of `METHODS`.
+        batch_size: Records per step.
     """
 
     task: dict[str, Any]
@@ -59,8 +55,18 @@ class Set:
     limit: int = 0
     test_limit: int = 0
     epochs: int = 10
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     layers: str = "upper third"
+    rates: tuple[float, float, float, float] = (5e-5, 1e-2, 1e-3, 2e-3)
+    batch_size: int = 32
+
+    def method(self, name: str) -> Any:
+        """Return what is added to the model; None trains all of it."""
+        return {
+            "full fine-tuning": None,
+            "head only": HeadOnly(),
+            "LoRA": LoRA(rank=16, targets="all", layers=self.layers),
+            "bottleneck": Bottleneck(reduction=16, layers=self.layers),
+        }[name]
 
 
 SETS = {
@@ -83,17 +89,90 @@ SETS = {
         limit=12_000,
         test_limit=600,
         epochs=1,
+        layers="all",
+        rates=(5e-5, 1e-2, 1e-3, 1e-3),
     ),
-    "xlmt": Set(
+    "tweets": Set(
         task={"kind": "text-classification"},
         train="xlmt/en.train",
-        tests={"xlmt": ("xlmt/{}.test", "en ar de es fr hi it pt")},
+        tests={"tweets": ("xlmt/{}.test", "en ar de es fr hi it pt")},
         epochs=5,
     ),
     "nusax": Set(
         task={"kind": "text-classification"},
         train="nusax/en.train",
         tests={"nusax": ("nusax/{}.test", "en id jv su min ace ban bjn bug bbc mad nij")},
+    ),
+    "panx": Set(
+        task={"kind": "token-classification"},
+        train="panx/en.train",
+        tests={
+            "panx": (
+                "panx/{}.dev",
+                "en af ar az bg bn de el es et eu fa fi fr gu he hi hu id it ja jv ka kk ko lt ml "
+                "mr ms my nl pa pl pt qu ro ru sw ta te tl tr uk ur vi yo zh",
+            )
+        },
+        limit=5_000,
+        test_limit=200,
+        epochs=2,
+        layers="all",
+        rates=(5e-5, 1e-2, 1e-3, 1e-3),
+    ),
+    "uner": Set(
+        task={"kind": "token-classification"},
+        train="uner/en.train",
+        tests={
+            "uner": (
+                "uner/{}.test",
+                "en ceb da de hr pt ru sk sr sv tl zh-Hans zh-Hant",
+            ),
+            "masakhaner": (
+                "masakhaner/{}.test",
+                "bbj bm ee fon ha ig lg luo mos ny pcm rw sn sw tn tw wo xh yo zu",
+            ),
+        },
+        limit=5_000,
+        test_limit=300,
+        epochs=2,
+        layers="all",
+        rates=(5e-5, 1e-2, 1e-3, 1e-3),
+    ),
+    "pos": Set(
+        task={"kind": "token-classification", "scheme": "plain"},
+        train="pos/en.train",
+        tests={
+            "ud": (
+                "pos/{}.test",
+                "en ar de fr fi tr hi ja ko zh-Hans id vi ta te kk eu cy br mt fo gn tl ceb am bm "
+                "wo yo pcm ug se",
+            ),
+            "masakhapos": (
+                "masakhapos/{}.test",
+                "bbj bm ee fon ha ig lg luo mos ny pcm rw sn sw tn tw wo xh yo zu",
+            ),
+        },
+        limit=5_000,
+        test_limit=200,
+        epochs=2,
+        layers="all",
+        rates=(5e-5, 1e-2, 1e-3, 1e-3),
+    ),
+    "qa": Set(
+        task={"kind": "question-answering", "window": 256, "stride": 64},
+        train="qa/en.train",
+        tests={"xquad": ("qa/{}.test", "en ar de el es hi ru th tr vi zh-Hans")},
+        limit=3_000,
+        test_limit=200,
+        epochs=1,
+        layers="all",
+        rates=(5e-5, 1e-2, 1e-3, 1e-3),
+        batch_size=16,
+    ),
+    "xcopa": Set(
+        task={"kind": "multiple-choice"},
+        train="xcopa/en.train",
+        tests={"xcopa": ("xcopa/{}.test", "et ht id it qu sw ta th tr vi zh-Hans")},
     ),
 }
 
@@ -103,7 +182,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=[], choices=SETS)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--report", action="store_true", help="tables of what OUT holds")
@@ -117,7 +196,7 @@ def main() -> None:
                 if options.here:
                     run(name, method, seed, options.data, options.output)
                 elif not all(path.exists() for path in _files(options.output, name, method, seed)):
-                    # A fresh process: Accelerate's precision is fixed in one, and memory is its own.
+                    # A process of its own: Accelerate's precision is fixed in one, memory grows.
                     command = [sys.executable, __file__, "--here", "--sets", name]
                     command += ["--methods", method, "--seeds", str(seed)]
                     command += ["--data", str(options.data), "--output", str(options.output)]
@@ -131,10 +210,18 @@ def _files(output: Path, name: str, method: str, seed: int) -> list[Path]:
     return [output / table / f"{method}, seed {seed}.json" for table in SETS[name].tests]
 
 
+def report(output: Path) -> None:
+    """Print a table for each test set that OUT holds."""
+    for folder in sorted(path for path in output.iterdir() if path.is_dir()):
+        measured = merge([Measured.load(path) for path in sorted(folder.glob("*.json"))])
+        table = table_of(measured)
+        print_table(table, Console(width=120))
+
+
 def run(name: str, method: str, seed: int, data: Path, output: Path) -> None:
     """Train once, and answer every test set."""
     chosen = SETS[name]
-    adapter, rate = METHODS[method]
+    adapter = chosen.method(method)
     task = task_from_json(chosen.task)
     train = read_records(task, data / f"{chosen.train}.jsonl.gz", language="en")
     task = task.with_labels(train)
@@ -148,11 +235,11 @@ def run(name: str, method: str, seed: int, data: Path, output: Path) -> None:
         adapterx.add(model, name, adapter, labels=task.labels or None, problem=task.problem)
     config = TrainingConfig(
         epochs=chosen.epochs,
-        learning_rate=rate,
+        learning_rate=chosen.rates[METHODS.index(method)],
+        batch_size=chosen.batch_size,
         keep="last",
         mixed_precision="bf16" if full else "no",
         seed=seed,
-        **chosen.settings,
     )
     result = train_task(model, tokenizer, None if full else name, task, train=train, config=config)
     if full:
@@ -184,3 +271,7 @@ def run(name: str, method: str, seed: int, data: Path, output: Path) -> None:
         )
         dataclasses.replace(measured, answered=answered).save(path)
         print(f"{table}, {method}, seed {seed}: {result.seconds:.0f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
