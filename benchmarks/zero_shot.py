@@ -19,13 +19,18 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
-from adapterx.evaluation.measuring import measure
-from adapterx.evaluation.report.terminal import print_table
+from rich.console import Console
 
 import adapterx
 from adapterx import Bottleneck, HeadOnly, LoRA
 from adapterx.composition import Composition
 from adapterx.encoders import ENCODER_NAME, load_encoder
+from adapterx.evaluation.measured import Measured, merge
+from adapterx.evaluation.measuring import measure
+from adapterx.evaluation.report.files import as_csv
+from adapterx.evaluation.report.page import page
+from adapterx.evaluation.report.terminal import print_table
+from adapterx.evaluation.table import table_of
 from adapterx.tasks import read_records, task_from_json
 from adapterx.training.config import TrainingConfig
 from adapterx.training.task import train_task
@@ -211,11 +216,19 @@ def _files(output: Path, name: str, method: str, seed: int) -> list[Path]:
 
 
 def report(output: Path) -> None:
-    """Print a table for each test set that OUT holds."""
+    """Print a table for each test set that OUT holds, and write its page."""
     for folder in sorted(path for path in output.iterdir() if path.is_dir()):
-        measured = merge([Measured.load(path) for path in sorted(folder.glob("*.json"))])
+        measured = merge(
+            [
+                Measured.load(path)
+                for method in METHODS
+                for path in sorted(folder.glob(f"{method}, seed *.json"))
+            ]
+        )
         table = table_of(measured)
         print_table(table, Console(width=120))
+        (folder / "table.html").write_text(page(measured, table), encoding="utf-8")
+        (folder / "table.csv").write_text(as_csv(table), encoding="utf-8")
 
 
 def run(name: str, method: str, seed: int, data: Path, output: Path) -> None:
