@@ -82,7 +82,7 @@ SETS = {
             "sib200": (
                 "sib200/{}.test",
                 "en fr de es it pt ru uk pl ar fa he hi bn ta te zh-Hans ja ko th vi id tr fi hu "
-                "el ka am sw ha yo ig rw wo bm luo mos fon tw ln tn ti om lg ny xh zu qu quy fo "
+                "el ka am sw ha yo ig rw wo bm luo mos fon tw ln tn ti om lg ny xh zu quy fo "
                 "min mi",
             )
         },
@@ -239,6 +239,15 @@ def run(name: str, method: str, seed: int, data: Path, output: Path) -> None:
     train = read_records(task, data / f"{chosen.train}.jsonl.gz", language="en")
     task = task.with_labels(train)
     train = train[: chosen.limit or None]
+    suites = {
+        table: {
+            tag: read_records(task, data / f"{pattern.format(tag)}.jsonl.gz", language=tag)[
+                : chosen.test_limit or None
+            ]
+            for tag in languages.split()
+        }
+        for table, (pattern, languages) in chosen.tests.items()
+    }
     full = adapter is None
     set_seed(seed)
     model, tokenizer = load_encoder(
@@ -257,12 +266,7 @@ def run(name: str, method: str, seed: int, data: Path, output: Path) -> None:
     result = train_task(model, tokenizer, None if full else name, task, train=train, config=config)
     if full:
         model.to(torch.bfloat16)  # all are tested in the precision that adapters run in
-    for table, (pattern, languages) in chosen.tests.items():
-        tests = {
-            tag: read_records(task, data / f"{pattern.format(tag)}.jsonl.gz", language=tag)
-            for tag in languages.split()
-        }
-        tests = {tag: records[: chosen.test_limit or None] for tag, records in tests.items()}
+    for table, tests in suites.items():
         active: Composition | None = None if full else name
         measured = measure(
             model,
