@@ -19,7 +19,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from adapterx.anatomy import anatomy_of
 from adapterx.errors import BaseModelError
 
-__all__ = ["MeanPoolingForSequenceClassification"]
+__all__ = ["MeanPoolingForSequenceClassification", "mean_over_tokens"]
 
 
 class MeanPoolingConfig(PretrainedConfig):
@@ -111,11 +111,7 @@ class MeanPoolingForSequenceClassification(PreTrainedModel):
             **kwargs,
         )
         states: Tensor = outputs.last_hidden_state
-        if attention_mask is None:
-            attention_mask = torch.ones(states.shape[:2], device=states.device)
-        # Summed in float32: a mean over many tokens loses digits in half precision.
-        weights = attention_mask.unsqueeze(-1).to(torch.float32)
-        mean = (states.float() * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+        mean = mean_over_tokens(states, attention_mask)
         logits: Tensor = self.classifier(self.dropout(mean.to(states.dtype)))
         loss = None if labels is None else self._loss(logits, labels)
         return SequenceClassifierOutput(
@@ -132,6 +128,23 @@ class MeanPoolingForSequenceClassification(PreTrainedModel):
         if problem == "multi_label_classification":
             return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         return functional.cross_entropy(logits, labels)
+
+
+def mean_over_tokens(states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Return the mean of the token vectors of each row.
+
+    Args:
+        states: ``(batch, sequence, hidden)``, any float dtype.
+        attention_mask: ``(batch, sequence)``, 1 for tokens, 0 for padding; None for no padding.
+
+    Returns:
+        ``(batch, hidden)``, float32; zeros for a row without tokens.
+    """
+    if attention_mask is None:
+        attention_mask = torch.ones(states.shape[:2], device=states.device)
+    # Summed in float32: a mean over many tokens loses digits in half precision.
+    weights = attention_mask.unsqueeze(-1).to(torch.float32)
+    return (states.float() * weights).sum(1) / weights.sum(1).clamp(min=1.0)
 
 
 # `pipeline("text-classification")` complains of a class it has not been told of.

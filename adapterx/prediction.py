@@ -18,7 +18,7 @@ from adapterx.composition import choices as choices_of
 from adapterx.errors import BaseModelError, CompositionError, ConfigError, ShapeError
 from adapterx.registry import active_on, heads_of, registry_of, unwrap
 
-__all__ = ["Prediction", "Text", "logits_of", "predict"]
+__all__ = ["Prediction", "Text", "logits_of", "max_length_of", "predict"]
 
 # One text, or the two parts of a pair.
 Text: TypeAlias = str | tuple[str, str]
@@ -149,7 +149,7 @@ def logits_of(
                     [texts[index] for index in chosen],
                     padding=True,
                     truncation=True,
-                    max_length=_max_length(tokenizer, inner),
+                    max_length=max_length_of(tokenizer, inner),
                     return_tensors="pt",
                 ).to(device)
                 for axis, choice in (rows or {}).items():
@@ -218,7 +218,7 @@ def _length(text: Text) -> int:
     return len(text) if isinstance(text, str) else sum(map(len, text))
 
 
-def _max_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
+def max_length_of(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
     """Return how many tokens a text may have; a tokenizer without a limit says 10^30."""
     config = model.config
     known = config.model_type in known_families()

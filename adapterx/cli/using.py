@@ -1,13 +1,12 @@
-"""``adapterx predict`` and ``adapterx evaluate``."""
+"""``adapterx predict``, and loading the encoder that a saved task belongs to."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapterx.composition import Composition, JsonValue
+from adapterx.composition import JsonValue
 from adapterx.errors import ConfigError, DataError, UnknownNameError, near_match
 
 __all__ = ["add_verbs", "load_for_task"]
@@ -42,21 +41,6 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     )
     predict.set_defaults(run=_predict)
 
-    evaluate = verbs.add_parser(
-        "evaluate",
-        parents=[common],
-        help="score a task in several languages, with and without their adapters",
-        description="Print a table: accuracy and macro-F1 by language, for the task alone and "
-        "on the language's adapter where the store has one.",
-        epilog="example: adapterx evaluate --model e5-small-q4 --task topics "
-        "--test en=en.jsonl sw=sw.jsonl",
-        allow_abbrev=False,
-    )
-    _add_common(evaluate)
-    evaluate.add_argument("--test", required=True, nargs="+", metavar="LANG=FILE")
-    evaluate.add_argument("--output", type=Path, help="folder for table.html and table.png")
-    evaluate.set_defaults(run=_evaluate)
-
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="e5-small-q4, a folder, or a Hub id")
@@ -67,8 +51,12 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", help="folder of the store; ADAPTERX_HOME unless given")
 
 
-def load_for_task(options: argparse.Namespace) -> tuple[Any, Any]:
+def load_for_task(options: argparse.Namespace, task: str | None = None) -> tuple[Any, Any]:
     """Load the encoder with the model class that a saved task's head belongs to.
+
+    Args:
+        options: With ``model``, ``dtype`` and ``store``, and ``task`` unless given here.
+        task: A task in the store, a folder, or ``user/repo``.
 
     Raises:
         UnknownNameError: If the task is nowhere to be found.
@@ -77,8 +65,9 @@ def load_for_task(options: argparse.Namespace) -> tuple[Any, Any]:
     from adapterx.store.card import Card
     from adapterx.store.hub import is_repo_id, pull
     from adapterx.store.local import adapters_folder, stored
+    from adapterx.tasks import task_from_json
 
-    task = options.task
+    task = options.task if task is None else task
     if Path(task).is_dir():
         card = Card.read(Path(task))
     elif is_repo_id(task):
@@ -96,7 +85,12 @@ def load_for_task(options: argparse.Namespace) -> tuple[Any, Any]:
             )
         card = next(card for card in tasks if card.name == task)
     mean = (card.model_class or "").startswith("MeanPooling")
-    return load_encoder(options.model, pooling="mean" if mean else "model", dtype=options.dtype)
+    return load_encoder(
+        options.model,
+        head=task_from_json(card.facts.get("task", {})).head,
+        pooling="mean" if mean else "model",
+        dtype=options.dtype,
+    )
 
 
 def _predict(options: argparse.Namespace) -> JsonValue:
@@ -144,54 +138,3 @@ def _predict(options: argparse.Namespace) -> JsonValue:
             for row, answer in zip(rows, answers, strict=True)
         ],
     }
-
-
-def _evaluate(options: argparse.Namespace) -> JsonValue:
-    from adapterx.languages import standard_tag
-
-    files = {}
-    for item in options.test:
-        language, equals, path = item.partition("=")
-        if not equals:
-            raise ConfigError(f"{item!r} in --test. Write LANG=FILE, e.g. sw=sw.jsonl.")
-        files[standard_tag(language)] = path
-
-    from rich.console import Console
-
-    import adapterx
-    from adapterx.evaluation.report import picture, print_table, write_page
-    from adapterx.evaluation.table import evaluate_languages
-    from adapterx.registry import heads_of, registry_of
-    from adapterx.tasks import read_records, task_from_json
-
-    model, tokenizer = load_for_task(options)
-    adapterx.attach(model, task=options.task, store=options.store)
-    registry, heads = registry_of(model), heads_of(model)
-    assert registry is not None
-    assert heads is not None
-    (task,) = registry.adapters.values()
-    kind = task_from_json(task.facts.get("task", {}), heads.labels[task.name].names)
-    tests = {tag: read_records(kind, path, language=tag) for tag, path in files.items()}
-    stacks: dict[str, Composition] = {}
-    for tag in tests:
-        try:
-            adapterx.attach(model, lang=tag, task=task.name, store=options.store)
-        except UnknownNameError:
-            continue
-        if registry.active is not None and registry.active != task.name:
-            stacks[tag] = registry.active
-    columns: dict[str, Mapping[str, Composition]] = {
-        "task adapter": dict.fromkeys(tests, task.name)
-    }
-    if stacks:
-        columns["on language adapter"] = stacks
-    table = evaluate_languages(
-        model, tokenizer, kind, tests, columns, task=task.name, source=task.language
-    )
-    if options.output is not None:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "table.png").write_bytes(picture(table))
-        write_page(table, options.output / "table.html", title=f"{task.name}: zero-shot", notes=[])
-    if not options.json:
-        print_table(table, Console())
-    return table.to_dict()

@@ -21,23 +21,27 @@ from accelerate.utils import set_seed
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from adapterx.attachment import attach
-from adapterx.composition import Composition, JsonValue
+from adapterx.composition import JsonValue
 from adapterx.data import read_lines, read_pairs
 from adapterx.encoders import ENCODER_NAME, encoder_source, load_encoder
 from adapterx.errors import AdapterError, ConfigError, FormatError
-from adapterx.evaluation.report import picture, print_table, write_page
-from adapterx.evaluation.table import Table, evaluate_languages
+from adapterx.evaluation.columns import columns_of
+from adapterx.evaluation.measured import Measured
+from adapterx.evaluation.measuring import measure
+from adapterx.evaluation.report.page import page
+from adapterx.evaluation.report.plots import bars
+from adapterx.evaluation.report.terminal import print_table
+from adapterx.evaluation.table import Table, table_of
+from adapterx.evaluation.testsets import TestSet, find_tests, read_tests
 from adapterx.languages import language_name
 from adapterx.methods import Bottleneck
 from adapterx.model import add
 from adapterx.prediction import predict
-from adapterx.registry import registry_of
 from adapterx.store import save
 from adapterx.store.card import CARD, Card, base_of
 from adapterx.store.local import place_for
 from adapterx.tasks import read_records, task_to_json
-from adapterx.tasks.classification import Example, TextClassification
+from adapterx.tasks.classification import TextClassification
 from adapterx.training.config import LANGUAGE_CONFIG, TASK_CONFIG
 from adapterx.training.language import choose_strength, hold_out, train_language
 from adapterx.training.task import train_task
@@ -117,12 +121,11 @@ def run_demo(output: Path, *, seed: int = 0, show: bool = True) -> dict[str, Jso
             "agreement": {f"{key:g}": value for key, value in agreement.items()},
         }
 
-    tests = {
-        path.name.split(".")[0]: read_records(kind, path)
-        for path in sorted((data / "topics").glob("*.test.jsonl"))
-    }
-    steps.begin(f"test: {sum(map(len, tests.values()))} sentences in {len(tests)} languages")
-    table = _evaluate(model, tokenizer, kind, tests)
+    tests = read_tests(kind, find_tests([str(data / "topics")]))
+    count = sum(len(test.records) for test in tests.values())
+    steps.begin(f"test: {count} sentences in {len(tests)} languages")
+    measured = _measure(model, tokenizer, kind, tests)
+    table = table_of(measured, seed=seed)
 
     steps.begin("save, load in a fresh process, compare")
     for name, place in places.items():
@@ -141,9 +144,11 @@ def run_demo(output: Path, *, seed: int = 0, show: bool = True) -> dict[str, Jso
         "compared_in_a_fresh_process": compared,
         "typed": typed,  # type: ignore[dict-item]  # a list of JSON objects
     }
-    (output / "table.png").write_bytes(picture(table))
+    (output / "table.png").write_bytes(bars(table))
     title = "Topics from English labels, zero-shot"
-    write_page(table, output / "table.html", title=title, notes=notes)
+    (output / "table.html").write_text(
+        page(measured, table, title=title, notes=notes), encoding="utf-8"
+    )
     steps.end()
     results["seconds"] = dict(steps.seconds)
     (output / "results.json").write_text(
@@ -206,33 +211,31 @@ def _place(model: PreTrainedModel, name: str) -> Path:
     return place
 
 
-def _evaluate(
+def _measure(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     kind: TextClassification,
-    tests: Mapping[str, list[Example]],
-) -> Table:
-    stacks: dict[str, Composition] = {}
-    registry = registry_of(model)
-    assert registry is not None
-    for tag in LANGUAGES:
-        attach(model, lang=tag, task=TASK)
-        assert registry.active is not None
-        stacks[tag] = registry.active
-    columns: dict[str, Mapping[str, Composition]] = {
-        _TASK_ALONE: dict.fromkeys(tests, TASK),
-        _STACK: stacks,
-    }
-    return evaluate_languages(model, tokenizer, kind, tests, columns, task=TASK, source=SOURCE)
+    tests: Mapping[str, TestSet],
+) -> Measured:
+    own = columns_of(model, TASK, tests, columns=("task", "own"))
+    return measure(
+        model,
+        tokenizer,
+        kind,
+        {tag: test.records for tag, test in tests.items()},
+        {_TASK_ALONE: own["task"], _STACK: own["own"]},
+        name=TASK,
+        ids={tag: test.ids for tag, test in tests.items()},
+        source=SOURCE,
+    )
 
 
 def _facts(table: Table, kind: TextClassification, name: str) -> dict[str, JsonValue]:
     scores: dict[str, JsonValue] = {}
     for row in table.rows:
-        column = _TASK_ALONE if name == TASK else _STACK
-        cell = row.cells[column]
+        cell = row.cells[_TASK_ALONE if name == TASK else _STACK]
         if cell is not None and name in (TASK, row.tag):
-            scores[f"test accuracy {row.tag}"] = round(cell.accuracy, 4)
+            scores[f"test accuracy {row.tag}"] = round(cell.scores["accuracy"].value, 4)
     facts: dict[str, JsonValue] = {"demo": True, "scores": scores}
     return {**facts, "task": task_to_json(kind)} if name == TASK else facts
 
@@ -240,7 +243,7 @@ def _facts(table: Table, kind: TextClassification, name: str) -> dict[str, JsonV
 def _compare(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    tests: Mapping[str, list[Example]],
+    tests: Mapping[str, TestSet],
 ) -> int:
     """Answer test sentences here and through the command line in fresh processes.
 
@@ -249,7 +252,7 @@ def _compare(
     """
     count = 0
     for tag in LANGUAGES:
-        texts = [example.text for example in tests[tag]]
+        texts = [example.text for example in tests[tag].records]
         here = predict(model, tokenizer, texts, lang=tag, task=TASK)
         command = [sys.executable, "-m", "adapterx", "predict", "--json"]
         command += ["--model", ENCODER_NAME, "--task", TASK, "--lang", tag, "--", *texts]
@@ -273,24 +276,29 @@ def _answer(
 
 
 def _notes(table: Table, chosen: Mapping[str, Any], compared: int) -> list[str]:
+    (everyone, *_) = table.groups
+    means = {
+        column: cell.scores["accuracy"].value for column, cell in everyone.cells.items() if cell
+    }
     notes = [
-        f"Labels in English only. Mean accuracy over the other {len(table.targets())} languages: "
-        f"{table.average(_TASK_ALONE):.3f} with the task adapter, {table.average(_STACK):.3f} "
-        "with language adapters where there are any."
+        f"Labels in English only. Mean accuracy over the other {len(everyone.languages)} "
+        f"languages: {means[_TASK_ALONE]:.3f} with the task adapter, {means[_STACK]:.3f} with "
+        "language adapters where there are any."
     ]
     for row in table.rows:
         cell = row.cells[_STACK]
         if cell is not None:
+            gain = cell.gains["accuracy"]
             verdict = (
                 "helps"
-                if cell.low > 0
+                if gain.low > 0
                 else "costs"
-                if cell.high < 0
+                if gain.high < 0
                 else "makes no sure difference"
             )
             notes.append(
-                f"{row.name}: the language adapter {verdict}, {100 * cell.gain:+.1f} points "
-                f"(95 % interval {100 * cell.low:+.1f} to {100 * cell.high:+.1f}, "
+                f"{row.name}: the language adapter {verdict}, {100 * gain.value:+.1f} points "
+                f"(95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f}, "
                 f"{row.examples} sentences), at strength {chosen[row.tag]['strength']:g}, chosen "
                 "without its labels."
             )

@@ -24,6 +24,7 @@ from transformers import (
 from adapterx.anatomy import anatomy_of
 from adapterx.encoders.packaged import ENCODER_NAME, build_encoder
 from adapterx.errors import BaseModelError, ConfigError
+from adapterx.heads import head_places
 from adapterx.pooling import MeanPoolingForSequenceClassification
 from adapterx.store.local import home
 
@@ -108,6 +109,8 @@ def load_encoder(
         if names:
             config.id2label = names["id2label"]
             config.label2id = {label: index for index, label in names["id2label"].items()}
+        # A bare encoder is read by its states; a pooler would be weights that nobody trained.
+        bare = head == "none" and anatomy_of(config.model_type).pooler is not None
         loaded: PreTrainedModel
         loaded, info = cls.from_pretrained(
             source,
@@ -116,6 +119,7 @@ def load_encoder(
             dtype=best_dtype(device) if dtype == "auto" else _DTYPES[dtype],
             ignore_mismatched_sizes=True,  # of the head, which may have other labels
             output_loading_info=True,
+            **({"add_pooling_layer": False} if bare else {}),
         )
         _check_weights(loaded, info)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
@@ -151,12 +155,14 @@ def _reads_mean(model: str, source: str, config: PretrainedConfig) -> bool:
 
 def _check_weights(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
     """Refuse an encoder that got fresh weights in places; Hugging Face only logs it."""
-    pooler = f".{anatomy_of(model.config.model_type).pooler}."  # part of the head
+    anatomy = anatomy_of(model.config.model_type)
+    encoder = "" if model.base_model is model else f"{model.base_model_prefix}."
+    heads, pooler = head_places(model, anatomy), f".{anatomy.pooler}."
     fresh = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     fresh = [
         key
         for key in fresh
-        if key.startswith(f"{model.base_model_prefix}.") and pooler not in f".{key}"
+        if key.startswith(encoder) and key.split(".")[0] not in heads and pooler not in f".{key}"
     ]
     if fresh:
         raise ValueError(

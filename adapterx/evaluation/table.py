@@ -3,41 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Final, TypeAlias
 
 import numpy as np
-from scipy.stats import bootstrap
-from torch import nn
-from transformers import PreTrainedTokenizerBase
 
-from adapterx.activation import using
-from adapterx.composition import Composition, JsonValue
-from adapterx.languages import language_name, script_name
-from adapterx.tasks.task import Task
+from adapterx.composition import JsonValue
+from adapterx.errors import DataError, UnknownNameError, near_match
+from adapterx.evaluation.bootstrap import (
+    Estimate,
+    Gain,
+    estimate,
+    gain,
+    holm,
+    resampled_scores,
+)
+from adapterx.evaluation.measured import Measured
+from adapterx.languages import language_name, script_name, was_seen
+from adapterx.tasks.metric import Array
 
-__all__ = ["Cell", "Row", "Table", "evaluate_languages"]
+__all__ = ["Cell", "Column", "Group", "Row", "Table", "table_of"]
+
+_RESAMPLES: Final = 2000
+# Holm multiplies the smallest p value by the number of languages; 50 draws a language keep the
+# product below .05 where no draw speaks against a difference.
+_PER_LANGUAGE: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """The scores of one composition on one language.
+    """The scores of one column on one language, or the means over several.
 
     Attributes:
-        composition: Its text form.
-        accuracy: Share of right answers, 0 to 1.
-        macro_f1: F1 averaged over the classes, 0 to 1.
-        gain: Accuracy minus that of the first column, 0 for the first.
-        low: Lower end of the gain's 95 % interval (paired bootstrap over the sentences).
-        high: Upper end.
+        scores: By name, the mean over runs with its interval.
+        gains: By name, the difference from the column that all are compared with; empty for that
+            column itself.
+        std: By name, the standard deviation over runs; empty for a single run.
+        runs: Number of runs.
+        composition: Text form of what was active, in the first run; None for means, and for a
+            model without adapters.
     """
 
-    composition: str
-    accuracy: float
-    macro_f1: float
-    gain: float = 0.0
-    low: float = 0.0
-    high: float = 0.0
+    scores: Mapping[str, Estimate]
+    gains: Mapping[str, Gain] = field(default_factory=dict)
+    std: Mapping[str, float] = field(default_factory=dict)
+    runs: int = 1
+    composition: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,123 +59,336 @@ class Row:
         tag: BCP-47 tag.
         name: English name.
         script: English name of its script.
+        seen: Whether the encoder's pretraining had text in it, None if unknown.
         examples: Number of test examples.
-        cells: By column; None where the composition does not exist for the language.
+        cells: By column; None where the column has no composition for the language.
     """
 
     tag: str
     name: str
     script: str
+    seen: bool | None
     examples: int
     cells: Mapping[str, Cell | None]
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """The mean over several languages that had no labels.
+
+    Attributes:
+        name: Which languages these are, in words.
+        languages: Their tags.
+        cells: By column; None where it has a composition for none of them. A language without
+            one counts with the column that all are compared with (that is what a user gets
+            there); one without that column is left out.
+    """
+
+    name: str
+    languages: tuple[str, ...]
+    cells: Mapping[str, Cell | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """What one column costs.
+
+    Attributes:
+        parameters: Trained parameters that act at a time, heads included; the most of its cells.
+        share: The same over the encoder's own.
+        size_bytes: What these take up in files.
+        examples_per_second: While answering.
+        memory_bytes: Peak while answering, None if unknown.
+        training_seconds: What training took, None if the cards do not say.
+    """
+
+    parameters: int
+    share: float
+    size_bytes: int
+    examples_per_second: float
+    memory_bytes: int | None
+    training_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """Scores of several languages under several compositions.
 
     Attributes:
         task: Name of the task.
-        source: Tag of the language that had labels.
-        columns: Names of the compositions, in order.
+        kind: Its kind.
+        encoder: Name of the encoder.
+        source: Tag of the language that had labels, None if unknown.
+        score: The score that reports show first.
+        scores: All of them.
+        against: The column that the others are compared with.
+        runs: The runs, for example task adapters of several seeds.
+        resamples: How often the bootstrap drew.
+        columns: What each costs, by name, in order.
         rows: One a language, the source first.
+        groups: Means over languages without labels.
     """
 
     task: str
+    kind: str
+    encoder: str
     source: str | None
-    columns: tuple[str, ...]
+    score: str
+    scores: tuple[str, ...]
+    against: str
+    runs: tuple[str, ...]
+    resamples: int
+    columns: Mapping[str, Column]
     rows: tuple[Row, ...]
-
-    def average(self, column: str, score: str = "accuracy") -> float:
-        """Return the mean of a score over the target languages.
-
-        A language without that composition counts with the first column's: it is what a user
-        gets there.
-        """
-        values = [
-            float(getattr(cell, score))
-            for row in self.targets()
-            if (cell := row.cells[column] or row.cells[self.columns[0]]) is not None
-        ]
-        return float(np.mean(values)) if values else float("nan")
+    groups: tuple[Group, ...]
 
     def targets(self) -> tuple[Row, ...]:
         """Return the rows of the languages that had no labels."""
         return tuple(row for row in self.rows if row.tag != self.source)
 
     def to_dict(self) -> dict[str, JsonValue]:
-        """Return the table as JSON data, averages over the target languages included."""
-        averages: dict[str, JsonValue] = {
-            column: {score: self.average(column, score) for score in ("accuracy", "macro_f1")}
-            for column in (self.columns if self.targets() else ())
-        }
-        return {
-            **asdict(self),
-            "columns": list(self.columns),
-            "rows": [asdict(row) for row in self.rows],
-            "averages": averages,
-        }
+        """Return the table as JSON data."""
+        return asdict(self)
 
 
-def evaluate_languages(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    kind: Task[Any],
-    tests: Mapping[str, Sequence[Any]],
-    columns: Mapping[str, Mapping[str, Composition]],
+@dataclass(frozen=True, slots=True)
+class _Draws:
+    """The scores of one column on one language: of the data, and of resamples of them.
+
+    Attributes:
+        value: By score, one number a run, ``(runs,)``.
+        drawn: By score, the mean over runs, ``(resamples,)``.
+        composition: Text form of what was active, in the first run.
+    """
+
+    value: Mapping[str, Array]
+    drawn: Mapping[str, Array]
+    composition: str | None = None
+
+
+# By language and column.
+_Drawn: TypeAlias = Mapping[str, Mapping[str, _Draws]]
+
+
+def table_of(
+    measured: Measured,
     *,
-    task: str,
-    source: str | None = None,
+    against: str | None = None,
+    seen: Sequence[str] | None = None,
+    resamples: int | None = None,
+    seed: int = 0,
 ) -> Table:
-    """Score compositions on the test data of several languages.
+    """Make the table of what was measured.
+
+    Scores are means over runs. Intervals are 95 % percentile intervals of a bootstrap over the
+    examples, which draws the same examples for every column, every run, and every language with
+    equally many (by `id` where the data join; so the means over parallel data are right too).
 
     Args:
-        model: With the adapters on it.
-        tokenizer: The encoder's tokenizer.
-        kind: The task, with its labels.
-        tests: Its records by language tag.
-        columns: By column name, the composition for each language; a language may be missing.
-        task: The task adapter's name.
-        source: Tag of the language that had labels.
-
-    Returns:
-        The table, the source language first.
+        measured: Answers to the test data.
+        against: The column that the others are compared with; the first unless given.
+        seen: Tags of the languages in the encoder's pretraining; None for what
+            `adapterx.languages.was_seen` knows of the encoder.
+        resamples: How often to draw; 2,000, or 50 a language where that is more.
+        seed: Of the draws.
 
     Raises:
-        UnknownNameError: If a composition names an adapter that is not attached.
+        UnknownNameError: If `against` is no column.
+        DataError: If nothing was measured.
     """
-    metric = kind.metric()
-    rows: list[Row] = []
-    for tag in sorted(tests, key=lambda tag: (tag != source, language_name(tag))):
-        truth = [kind.reference(record) for record in tests[tag]]
-        first: np.ndarray[tuple[int], np.dtype[np.bool_]] | None = None
-        cells: dict[str, Cell | None] = {}
-        for column, compositions in columns.items():
-            composition = compositions.get(tag)
-            if composition is None:
-                cells[column] = None
-                continue
-            with using(model, composition):
-                found = kind.predict(model, tokenizer, tests[tag])
-            scores = metric.compute(predictions=found, references=truth)
-            right = np.array([one == other for one, other in zip(found, truth, strict=True)])
-            gain = low = high = 0.0
-            if first is None:
-                first = right
-            else:
-                gain = float(right.mean() - first.mean())
-                low, high = _interval(right.astype(float) - first.astype(float))
-            cells[column] = Cell(
-                str(composition), scores["accuracy"], scores["macro_f1"], gain, low, high
+    columns = measured.columns
+    if not columns:
+        raise DataError("Nothing was measured: no column has a composition for any language.")
+    against = columns[0] if against is None else against
+    if against not in columns:
+        raise UnknownNameError(
+            f"There is no column {against!r} to compare with (there: {', '.join(columns)})."
+            f"{near_match(against, columns)}"
+        )
+    resamples = resamples or max(_RESAMPLES, _PER_LANGUAGE * len(measured.tests))
+    drawn = {
+        tag: _draws(measured, tag, resamples, seed)
+        for tag in sorted(
+            measured.tests, key=lambda tag: (tag != measured.source, language_name(tag), tag)
+        )
+    }
+    rows = tuple(
+        Row(
+            tag=tag,
+            name=language_name(tag),
+            script=script_name(tag),
+            seen=was_seen(tag, measured.encoder) if seen is None else tag in seen,
+            examples=len(measured.tests[tag].texts),
+            cells={
+                column: None if column not in known else _cell(known, column, against)
+                for column in columns
+            },
+        )
+        for tag, known in drawn.items()
+    )
+    first = drawn[rows[0].tag]
+    return Table(
+        task=measured.name,
+        kind=measured.task.kind,
+        encoder=measured.encoder,
+        source=measured.source,
+        score=measured.task.score,
+        scores=tuple(next(iter(first.values())).value),
+        against=against,
+        runs=tuple(dict.fromkeys(one.run for one in measured.answered)),
+        resamples=resamples,
+        columns={column: _column(measured, column) for column in columns},
+        rows=_corrected(rows),
+        groups=_groups(measured, rows, drawn, against),
+    )
+
+
+def _draws(measured: Measured, tag: str, resamples: int, seed: int) -> dict[str, _Draws]:
+    """Score one language's answers and resamples of them, by column."""
+    test = measured.tests[tag]
+    metric = measured.task.metric()
+    answered = [one for one in measured.answered if one.language == tag]
+    # In the order of the ids, the same position is the same sentence in every language.
+    order = np.argsort(np.array(test.ids)) if test.ids else slice(None)
+    statistics = [metric.statistics(one.predictions, test.references)[order] for one in answered]
+    if not answered:
+        return {}
+    values = [metric.scores(one.sum(0)) for one in statistics]
+    drawn = resampled_scores(metric, statistics, resamples=resamples, seed=seed)
+    result: dict[str, _Draws] = {}
+    for column in dict.fromkeys(one.column for one in answered):
+        at = [index for index, one in enumerate(answered) if one.column == column]
+        result[column] = _Draws(
+            {name: np.array([values[index][name] for index in at]) for name in drawn},
+            {name: numbers[at].mean(0) for name, numbers in drawn.items()},
+            answered[at[0]].composition,
+        )
+    return result
+
+
+def _cell(known: Mapping[str, _Draws], column: str, against: str) -> Cell:
+    one, other = known[column], known.get(against)
+    gains: dict[str, Gain] = {}
+    if other is not None and column != against:
+        gains = {
+            name: gain(
+                float(value.mean() - other.value[name].mean()), one.drawn[name] - other.drawn[name]
             )
-        rows.append(Row(tag, language_name(tag), script_name(tag), len(truth), cells))
-    return Table(task, source, tuple(columns), tuple(rows))
+            for name, value in one.value.items()
+        }
+    runs = len(next(iter(one.value.values())))
+    return Cell(
+        scores={
+            name: estimate(float(value.mean()), one.drawn[name])
+            for name, value in one.value.items()
+        },
+        gains=gains,
+        std={name: float(value.std(ddof=1)) for name, value in one.value.items() if runs > 1},
+        runs=runs,
+        composition=one.composition,
+    )
 
 
-def _interval(differences: np.ndarray[tuple[int], np.dtype[np.float64]]) -> tuple[float, float]:
-    if len(differences) < 2 or not differences.any():
-        return 0.0, 0.0
-    found = bootstrap(
-        (differences,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return float(found.low), float(found.high)
+def _corrected(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Give every gain its p value after Holm's correction over the languages."""
+    families: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        for column, cell in row.cells.items():
+            for name, known in (cell.gains if cell else {}).items():
+                families.setdefault((column, name), {})[row.tag] = known.p
+    holms = {family: holm(p_values) for family, p_values in families.items()}
+
+    def corrected(row: Row, column: str, cell: Cell | None) -> Cell | None:
+        if cell is None:
+            return None
+        return replace(
+            cell,
+            gains={
+                name: replace(known, p_holm=holms[column, name][row.tag])
+                for name, known in cell.gains.items()
+            },
+        )
+
+    return tuple(
+        replace(
+            row,
+            cells={column: corrected(row, column, cell) for column, cell in row.cells.items()},
+        )
+        for row in rows
+    )
+
+
+def _groups(
+    measured: Measured, rows: Sequence[Row], drawn: _Drawn, against: str
+) -> tuple[Group, ...]:
+    targets = [row for row in rows if row.tag != measured.source and against in drawn[row.tag]]
+    scripts = sorted({row.script for row in targets})
+    wanted: list[tuple[str, list[Row]]] = [
+        ("languages without labels" if measured.source else "all languages", targets)
+    ]
+    every = [row for row in targets if all(cell is not None for cell in row.cells.values())]
+    if len(every) < len(targets):
+        wanted.append(("languages with every column", every))
+    if any(row.seen for row in targets) and any(row.seen is False for row in targets):
+        wanted.append(("languages seen in pretraining", [row for row in targets if row.seen]))
+        wanted.append(
+            ("languages not seen in pretraining", [row for row in targets if row.seen is False])
+        )
+    if len(scripts) > 1:
+        of_script = {script: [row for row in targets if row.script == script] for script in scripts}
+        # The mean over one language is its row.
+        wanted += [
+            (f"languages in {name} script", some)
+            for name, some in of_script.items()
+            if len(some) > 1
+        ]
+    return tuple(
+        _group(name, [row.tag for row in some], measured.columns, drawn, against)
+        for name, some in wanted
+        if some
+    )
+
+
+def _group(
+    name: str, tags: Sequence[str], columns: Sequence[str], drawn: _Drawn, against: str
+) -> Group:
+    means = {column: _mean([drawn[tag] for tag in tags], column, against) for column in columns}
+    cells = {
+        column: _cell(means, column, against) if any(column in drawn[tag] for tag in tags) else None
+        for column in columns
+    }
+    return Group(name, tuple(tags), cells)
+
+
+def _mean(languages: Sequence[Mapping[str, _Draws]], column: str, against: str) -> _Draws:
+    """Average the scores of one column over languages, in the data and in each resample."""
+    some = [known.get(column, known[against]) for known in languages]
+    names = some[0].value
+    # Runs are averaged one by one where all languages have them.
+    paired = len({len(one.value[name]) for one in some for name in names}) == 1
+    return _Draws(
+        {
+            name: np.mean(
+                [one.value[name] if paired else [one.value[name].mean()] for one in some], axis=0
+            )
+            for name in names
+        },
+        {name: np.mean([one.drawn[name] for one in some], axis=0) for name in names},
+    )
+
+
+def _column(measured: Measured, name: str) -> Column:
+    some = [one for one in measured.answered if one.column == name]
+    costs = [one.cost for one in some]
+    parameters = max(cost.parameters for cost in costs)
+    memory = [cost.memory_bytes for cost in costs if cost.memory_bytes is not None]
+    trained = [cost.training_seconds for cost in costs if cost.training_seconds is not None]
+    examples = sum(len(one.predictions) for one in some)
+    return Column(
+        parameters=parameters,
+        share=parameters / measured.encoder_parameters,
+        size_bytes=max(cost.size_bytes for cost in costs),
+        examples_per_second=examples / max(sum(cost.seconds for cost in costs), 1e-9),
+        memory_bytes=max(memory, default=None),
+        training_seconds=max(trained) if len(trained) == len(costs) else None,
+    )

@@ -11,12 +11,29 @@ from adapterx.composition import JsonValue
 from adapterx.data import read_rows
 from adapterx.errors import ConfigError, DataError, near_match
 from adapterx.tasks.classification import TextClassification
+from adapterx.tasks.multi_label import MultiLabelClassification
+from adapterx.tasks.multiple_choice import MultipleChoice
+from adapterx.tasks.question_answering import QuestionAnswering
+from adapterx.tasks.regression import TextRegression
+from adapterx.tasks.retrieval import Retrieval
+from adapterx.tasks.tagging import TokenClassification
 from adapterx.tasks.task import Task
+from adapterx.tasks.translation import Translation
 
 __all__ = ["TASKS", "read_records", "task_from_json", "task_to_json"]
 
 TASKS: Final[Mapping[str, type[Task[Any]]]] = {
-    task.kind: cast("type[Task[Any]]", task) for task in (TextClassification,)
+    task.kind: cast("type[Task[Any]]", task)
+    for task in (
+        TextClassification,
+        MultiLabelClassification,
+        TextRegression,
+        TokenClassification,
+        QuestionAnswering,
+        MultipleChoice,
+        Retrieval,
+        Translation,
+    )
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import datasets
 import evaluate
@@ -21,7 +21,15 @@ from adapterx.heads import Problem
 from adapterx.prediction import Text, logits_of
 from adapterx.tasks.metric import Array, TaskMetric, ratio
 
-__all__ = ["ClassificationMetric", "Example", "TextClassification", "text_batch", "texts_of"]
+__all__ = [
+    "ClassificationMetric",
+    "Example",
+    "TextClassification",
+    "Texts",
+    "shown",
+    "text_batch",
+    "texts_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,16 +189,33 @@ class TextClassification:
 
     def show(self, record: Example) -> str:
         """Return the text, or both."""
-        parts = [record.text, record.text_pair]
-        return " ".join(" → ".join(part for part in parts if part is not None).split())
+        return shown(record)
 
     def _weights(self, device: torch.device) -> Tensor:
         return torch.tensor(self.class_weights, device=device)
 
 
-def texts_of(records: Sequence[Example]) -> list[Text]:
-    """Return the texts, or pairs of texts, of examples."""
+class Texts(Protocol):
+    """A record with a text, or a pair of texts."""
+
+    @property
+    def text(self) -> str:
+        """The text, or the first of a pair."""
+
+    @property
+    def text_pair(self) -> str | None:
+        """The second of a pair."""
+
+
+def texts_of(records: Sequence[Texts]) -> list[Text]:
+    """Return the texts, or pairs of texts, of records."""
     return [one.text if one.text_pair is None else (one.text, one.text_pair) for one in records]
+
+
+def shown(record: Texts) -> str:
+    """Return the text, or both, on one line."""
+    parts = [record.text, record.text_pair]
+    return " ".join(" → ".join(part for part in parts if part is not None).split())
 
 
 def text_batch(

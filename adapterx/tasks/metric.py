@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import evaluate
 import numpy as np
 
-__all__ = ["Array", "TaskMetric"]
+__all__ = ["Array", "TaskMetric", "precision_recall_f1", "ratio"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -49,3 +49,14 @@ def ratio(numerator: Array, denominator: Array) -> Array:
         numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0
     )
     return result
+
+
+def precision_recall_f1(
+    right: Array, answered: Array, expected: Array, *, prefix: str = ""
+) -> dict[str, Array]:
+    """Return ``precision``, ``recall`` and ``f1`` of counts, after a prefix; 0 where undefined."""
+    return {
+        f"{prefix}precision": ratio(right, answered),
+        f"{prefix}recall": ratio(right, expected),
+        f"{prefix}f1": ratio(2 * right, answered + expected),
+    }

@@ -37,15 +37,17 @@ class Task(Protocol[_Record]):
 
     Attributes:
         kind: Its name in `adapterx.tasks.TASKS`, as Hugging Face's pipelines name it.
-        score: The score that decides which weights are kept; higher is better.
         head: The head class it needs, for `adapterx.encoders.load_encoder`.
         problem: What its head's answers are, None where the head's class decides.
     """
 
     kind: ClassVar[str]
-    score: ClassVar[str]
     head: ClassVar[Head]
     problem: ClassVar[Problem | None]
+
+    @property
+    def score(self) -> str:
+        """Name of the score that decides which weights are kept; higher is better."""
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -1,0 +1,142 @@
+"""Columns of the table: the task on its language's adapter, and the controls papers skip."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from torch import nn
+
+from adapterx.activation import activate
+from adapterx.attachment import attach
+from adapterx.composition import Average, Composition, Scale, Stack
+from adapterx.errors import BaseModelError, ConfigError, UnknownNameError, near_match
+from adapterx.registry import Adapter, active_on, heads_of, registry_of
+from adapterx.tasks import task_from_json
+from adapterx.tasks.task import Task
+
+__all__ = ["COLUMNS", "attach_task", "columns_of"]
+
+# What each column is, as reports explain it.
+COLUMNS: Final[Mapping[str, str]] = {
+    "task": "the task adapter alone",
+    "own": "the task adapter on the language's own adapter, at the strength it was saved with",
+    "source": "on the adapter of the language that had labels, for every language",
+    "averaged": "on the mean of what all language adapters do, for every language",
+    "shuffled": "on the adapter of another language, drawn so that none keeps its own",
+}
+
+
+def attach_task(
+    model: nn.Module, name: str, languages: Collection[str], *, store: str | Path | None = None
+) -> tuple[Adapter, Task[Any]]:
+    """Attach a task and every adapter of these languages, and of its own, that can be found.
+
+    Args:
+        model: The model; the task alone is active afterwards.
+        name: The task, as `adapterx.attach` takes it.
+        languages: Tags of languages; those without an adapter for this encoder are left out.
+        store: The store's folder; None for ``ADAPTERX_HOME``.
+
+    Returns:
+        The task's adapter, and the task with its labels.
+
+    Raises:
+        UnknownNameError: If the task is nowhere to be found.
+    """
+    attach(model, task=name, store=store)
+    active, registry, heads = active_on(model), registry_of(model), heads_of(model)
+    assert isinstance(active, str)
+    assert registry is not None
+    adapter = registry.adapters[active]
+    for language in {*languages, adapter.language} - {None}:
+        try:
+            attach(model, lang=language, task=active, store=store)
+        except (UnknownNameError, BaseModelError):  # none, or for other encoders only
+            continue
+    activate(model, active)
+    labels = heads.labels[active].names if heads is not None and active in heads.labels else ()
+    return adapter, task_from_json(adapter.facts.get("task", {}), labels)
+
+
+def columns_of(
+    model: nn.Module,
+    task: str,
+    languages: Collection[str],
+    *,
+    columns: Sequence[str] | None = None,
+    seed: int = 0,
+) -> dict[str, dict[str, Composition]]:
+    """Build the columns of a table from the adapters that are on a model.
+
+    Args:
+        model: With the task's adapter and those of languages.
+        task: The task adapter.
+        languages: Tags of the languages to be scored.
+        columns: Which of `COLUMNS`, in order; None for all.
+        seed: Of the shuffle.
+
+    Returns:
+        By column, the composition for each language that has one; columns that no language has
+        (no adapter of the source language; fewer than two to shuffle) are left out.
+
+    Raises:
+        ConfigError: If a column is unknown.
+        UnknownNameError: If the task is not attached.
+    """
+    columns = tuple(COLUMNS) if columns is None else columns
+    for column in columns:
+        if column not in COLUMNS:
+            raise ConfigError(
+                f"There is no column {column!r} (known: {', '.join(COLUMNS)})."
+                f"{near_match(column, COLUMNS)}"
+            )
+    registry = registry_of(model)
+    source = None if registry is None else registry.require(task).language
+    attached = {} if registry is None else registry.adapters
+    own = {
+        adapter.language: adapter
+        for adapter in attached.values()
+        if adapter.kind == "language" and adapter.language is not None
+    }
+    parts: dict[str, dict[str, Composition]] = {
+        "task": {tag: Stack() for tag in languages},
+        "own": {tag: _part(own[tag]) for tag in languages if tag in own},
+        "source": {tag: _part(own[source]) for tag in languages if source in own},
+        "averaged": {tag: _mean(list(own.values())) for tag in languages if own},
+        "shuffled": {
+            tag: _part(own[other])
+            for tag, other in _shuffled([tag for tag in languages if tag in own], seed).items()
+        },
+    }
+    return {
+        column: {tag: _stack(part, task) for tag, part in parts[column].items()}
+        for column in columns
+        if parts[column]
+    }
+
+
+def _part(adapter: Adapter) -> Composition:
+    """Return a language adapter as `adapterx.attach` stacks it."""
+    return adapter.name if adapter.strength == 1 else Scale(adapter.name, adapter.strength)
+
+
+def _mean(adapters: Sequence[Adapter]) -> Composition:
+    # Over outputs: strengths and methods may differ, and weights that were trained apart do not
+    # line up unit by unit.
+    return Average(*map(_part, adapters), over="outputs")
+
+
+def _stack(part: Composition, task: str) -> Composition:
+    stack = Stack(part, task)
+    return task if len(stack.children) == 1 else stack
+
+
+def _shuffled(tags: Sequence[str], seed: int) -> dict[str, str]:
+    """Give each of several tags another one: a random order, each the next one's (a cycle)."""
+    if len(tags) < 2:
+        return {}
+    order = [tags[index] for index in np.random.default_rng(seed).permutation(len(tags))]
+    return dict(zip(order, [*order[1:], order[0]], strict=True))

@@ -1,0 +1,139 @@
+"""Mistakes: the examples that went worst, with what was answered."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adapterx.evaluation.measured import Measured
+from adapterx.tasks.task import Task
+
+__all__ = ["Mistake", "confusion_of", "worst"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One example that was answered wrongly.
+
+    Attributes:
+        text: The example.
+        translation: The same example in the language that had labels, None if not known.
+        right: The right answer, in words.
+        given: By column, what was answered in words, the most frequent first.
+    """
+
+    text: str
+    translation: str | None
+    right: str
+    given: Mapping[str, str]
+
+
+def worst(measured: Measured, language: str, count: int = 8) -> list[Mistake]:
+    """Return the examples of a language with the lowest scores, over all columns and runs.
+
+    Between equals, those go first whose translation was answered well in the language that had
+    labels: there the transfer failed, not the task.
+
+    Args:
+        measured: The answers.
+        language: Tag of the language.
+        count: At most so many; those with a full score don't count.
+    """
+    test, task = measured.tests[language], measured.task
+    answered = [one for one in measured.answered if one.language == language]
+    own = _example_scores(measured, language)
+    if own is None:
+        return []
+    source = measured.source if measured.source != language else None
+    partners = _partners(measured, language, source)
+    elsewhere = None if source is None else _example_scores(measured, source)
+    there = np.array([-1.0] * len(own))
+    for index, partner in partners.items():
+        if elsewhere is not None:
+            there[index] = elsewhere[partner]
+    order = [index for index in np.lexsort((-there, own)).tolist() if own[index] < own.max()]
+    mistakes: list[Mistake] = []
+    for index in order[:count]:
+        answers: dict[str, Counter[str]] = {}
+        for one in answered:
+            counted = answers.setdefault(one.column, Counter())
+            counted[_words(task, one.predictions[index])] += 1
+        translation = None
+        if source is not None and index in partners:
+            translation = measured.tests[source].texts[partners[index]]
+        mistakes.append(
+            Mistake(
+                text=_short(test.texts[index]),
+                translation=None if translation is None else _short(translation),
+                right=_words(task, test.references[index]),
+                given={
+                    column: " / ".join(words for words, _ in counted.most_common())
+                    for column, counted in answers.items()
+                },
+            )
+        )
+    return mistakes
+
+
+def confusion_of(
+    measured: Measured, language: str
+) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
+    """Return by column how often each label was answered for each, summed over runs.
+
+    ``(labels, labels)``, rows the right labels; empty where the task has no such thing.
+    """
+    found: dict[str, np.ndarray[Any, np.dtype[np.int64]]] = {}
+    references = measured.tests[language].references
+    for one in measured.answered:
+        if one.language == language:
+            matrix = measured.task.confusion(one.predictions, references)
+            if matrix is not None:
+                found[one.column] = found.get(one.column, 0) + matrix
+    return found
+
+
+def _example_scores(measured: Measured, language: str) -> np.ndarray[Any, Any] | None:
+    """Return each example's score on its own, averaged over columns and runs, ``(examples,)``.
+
+    None where examples have no score on their own, for example a correlation.
+    """
+    metric, name = measured.task.metric(), measured.task.score
+    references = measured.tests[language].references
+    scores, whole = [], []
+    for one in measured.answered:
+        if one.language == language:
+            statistics = metric.statistics(one.predictions, references)
+            scores.append(metric.scores(statistics)[name])
+            whole.append(metric.scores(statistics.sum(0))[name])
+    if not scores or (not np.any(scores) and np.any(whole)):
+        return None
+    mean: np.ndarray[Any, Any] = np.mean(scores, axis=0)
+    return mean
+
+
+def _partners(measured: Measured, language: str, source: str | None) -> dict[int, int]:
+    """Return which example of the source language each one is a translation of."""
+    if source is None or source not in measured.tests:
+        return {}
+    at = {name: index for index, name in enumerate(measured.tests[source].ids)}
+    return {
+        index: at[name] for index, name in enumerate(measured.tests[language].ids) if name in at
+    }
+
+
+def _words(task: Task[Any], answer: Any) -> str:
+    """Return an answer in words: labels by name, anything else as it is."""
+    if isinstance(answer, bool) or not isinstance(answer, int | list | tuple):
+        return _short(answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False))
+    if isinstance(answer, int):
+        return task.labels[answer] if 0 <= answer < len(task.labels) else str(answer)
+    return _short(" ".join(_words(task, one) for one in answer))
+
+
+def _short(text: str, most: int = 400) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
