@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -645,11 +646,27 @@ def test_a_text_may_begin_with_a_dash(call: Callable[..., Answer], trained: Path
     assert [one["text"] for one in done.data["predictions"]] == ["--lang", "-5"]
 
 
+def test_texts_are_embedded_under_language_and_task(
+    call: Callable[..., Answer], trained: Path, tmp_path: Path
+) -> None:
+    command = f"embed --model tiny --store {trained} --dtype float32 --file texts.txt w5 --json"
+    plain = call(command, "--output", str(tmp_path / "plain.npy"))
+    assert (plain.code, plain.data["composition"]) == (0, None)
+    assert (plain.data["texts"], plain.data["dimensions"]) == (3, 32)
+    both = call(f"{command} --lang sw --task topics", "--output", str(tmp_path / "both.npy"))
+    assert both.data["composition"] == "Stack(Scale(sw, 0.5), topics)"
+    vectors = np.load(tmp_path / "plain.npy"), np.load(tmp_path / "both.npy")
+    assert vectors[0].shape == vectors[1].shape == (3, 32)
+    assert abs(vectors[0] - vectors[1]).max() > 1e-3
+    wrong = call("embed --model tiny --output x.npy")
+    assert (wrong.code, wrong.err.count("No text to embed")) == (2, 1)
+
+
 def test_the_examples_of_help_run(call: Callable[..., Answer], world: World) -> None:
     # The others need the packaged encoder's wheel or a Hub; tests/store has a Hub of its own.
     examples = {
         verb: " ".join(VERBS[verb].epilog.split()).removeprefix("example: adapterx ")
-        for verb in ("train", "train-language", "list", "show", "predict", "evaluate")
+        for verb in ("train", "train-language", "list", "show", "predict", "evaluate", "embed")
     }
     for verb, example in examples.items():
         command = example.replace("e5-small-q4", "tiny")
