@@ -50,13 +50,15 @@ def worst(measured: Measured, language: str, count: int = 8) -> list[Mistake]:
     if own is None:
         return []
     source = measured.source if measured.source != language else None
+    source = source if source in measured.tests else None
     partners = _partners(measured, language, source)
     elsewhere = None if source is None else _example_scores(measured, source)
     there = np.array([-1.0] * len(own))
     for index, partner in partners.items():
         if elsewhere is not None:
             there[index] = elsewhere[partner]
-    order = [index for index in np.lexsort((-there, own)).tolist() if own[index] < own.max()]
+    most = max(1.0, own.max())  # scores of translations go to 100
+    order = [index for index in np.lexsort((-there, own)).tolist() if own[index] < most]
     mistakes: list[Mistake] = []
     for index in order[:count]:
         answers: dict[str, Counter[str]] = {}
@@ -118,7 +120,7 @@ def _example_scores(measured: Measured, language: str) -> np.ndarray[Any, Any] |
 
 def _partners(measured: Measured, language: str, source: str | None) -> dict[int, int]:
     """Return which example of the source language each one is a translation of."""
-    if source is None or source not in measured.tests:
+    if source is None:
         return {}
     at = {name: index for index, name in enumerate(measured.tests[source].ids)}
     return {

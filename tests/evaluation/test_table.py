@@ -220,6 +220,13 @@ def test_many_languages_get_more_resamples(measured: Make) -> None:
     assert table.resamples == 2200
 
 
+def test_a_language_that_no_column_answers_has_no_row(several: Measured) -> None:
+    table = table_of(_part(several, column="own"))
+    assert [row.tag for row in table.rows] == ["sw", "yo"]
+    kept = replace(several, answered=_part(several, column="own").answered)
+    assert table_of(kept) == table
+
+
 def test_nothing_measured_is_an_error(measured: Make) -> None:
     with pytest.raises(DataError, match="Nothing was measured"):
         table_of(measured({}, {}))

@@ -38,7 +38,13 @@ def print_table(table: Table, console: Console) -> None:
 
 
 def _grid(title: str) -> Grid:
-    return Grid(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Grid(
+        title=escape(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
 
 
 def _languages(table: Table) -> Grid:

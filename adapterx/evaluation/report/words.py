@@ -31,7 +31,8 @@ def between(gain: Gain) -> str:
 
 def points(value: float) -> str:
     """Return a difference of scores in points, with its sign."""
-    return f"{100 * value:+.1f}".replace("-", "−")
+    # Adding zero takes the sign off a rounded nothing.
+    return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def mark(gain: Gain) -> str:
