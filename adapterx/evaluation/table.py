@@ -251,7 +251,7 @@ def _draws(measured: Measured, tag: str, resamples: int, seed: int) -> dict[str,
     answered = [one for one in measured.answered if one.language == tag]
     # In the order of the ids, the same position is the same sentence in every language.
     order = np.argsort(np.array(test.ids)) if test.ids else slice(None)
-    statistics = [metric.statistics(one.predictions, test.references)[order] for one in answered]
+    statistics = [one.sums(measured.task, test)[order] for one in answered]
     values = [metric.scores(one.sum(0)) for one in statistics]
     drawn = resampled_scores(metric, statistics, resamples=resamples, seed=seed)
     result: dict[str, _Draws] = {}
@@ -382,7 +382,7 @@ def _column(measured: Measured, name: str) -> Column:
     parameters = max(cost.parameters for cost in costs)
     memory = [cost.memory_bytes for cost in costs if cost.memory_bytes is not None]
     trained = [cost.training_seconds for cost in costs if cost.training_seconds is not None]
-    examples = sum(len(one.predictions) for one in some)
+    examples = sum(len(measured.tests[one.language].texts) for one in some)
     return Column(
         parameters=parameters,
         share=parameters / measured.encoder_parameters,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
+import evaluate
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +18,9 @@ from adapterx import Average, Scale, Stack
 from adapterx.errors import ConfigError, DataError, UnknownNameError
 from adapterx.evaluation.columns import COLUMNS, attach_task, columns_of
 from adapterx.evaluation.manifest import cards_of, manifest_of
+from adapterx.evaluation.measured import Measured
 from adapterx.evaluation.measuring import measure, parameters_of
+from adapterx.evaluation.report.page import page
 from adapterx.evaluation.table import table_of
 from adapterx.evaluation.testsets import find_tests, read_tests, sha256_of
 from adapterx.model import set_strength
@@ -24,6 +29,7 @@ from adapterx.registry import heads_of
 from adapterx.tasks import task_to_json
 from adapterx.tasks.answers import answers
 from adapterx.tasks.classification import Example, TextClassification
+from adapterx.tasks.metric import Array, TaskMetric
 
 LABELS = ("art", "food", "law")
 TASK = TextClassification(labels=LABELS)
@@ -224,6 +230,48 @@ def test_answers_of_one_process_are_those_of_the_task(model: Any, tokenizer: Any
     expected = TASK.predict(model, tokenizer, records)
     assert answers(TASK, model, tokenizer, records, batch_size=3) == expected
     assert answers(TASK, model, tokenizer, []) == []
+
+
+class Nearest(TaskMetric):
+    """Whether a vector points where the right one does."""
+
+    def statistics(self, predictions: Sequence[Any], references: Sequence[Any]) -> Array:
+        right = np.sign(np.array(predictions)[:, 0]) == np.sign(references)
+        return np.stack([right, np.ones(len(right))], axis=1)
+
+    def scores(self, totals: Array) -> dict[str, Array]:
+        return {"accuracy": totals[..., 0] / totals[..., 1]}
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo("", "", features=datasets.Features({}))
+
+
+class Vectors(TextClassification):
+    """A task that answers with vectors, as retrieval does."""
+
+    def predict(self, *given: Any, **more: Any) -> Any:
+        return [[float(one) - 0.5, 1.25] for one in super().predict(*given, **more)]
+
+    def metric(self) -> Any:
+        return Nearest()
+
+
+def test_vectors_are_kept_as_what_they_add_to_the_score(
+    model: Any, tokenizer: Any, tests: dict[str, list[Example]], tmp_path: Path
+) -> None:
+    task = Vectors(labels=LABELS)
+    columns = {"task": dict.fromkeys(tests, "topics")}
+    measured = measure(model, tokenizer, task, tests, columns, name="topics", source="en")
+    assert {one.predictions for one in measured.answered} == {()}
+    for one in measured.answered:
+        found = task.predict(model, tokenizer, tests[one.language])
+        references = measured.tests[one.language].references
+        expected = Nearest().statistics(found, references)
+        assert np.array_equal(one.sums(task, measured.tests[one.language]), expected)
+    table = table_of(measured)
+    measured.save(tmp_path / "answers.json")
+    assert Measured.load(tmp_path / "answers.json").answered == measured.answered
+    assert "Worst mistakes" in page(measured, table)
 
 
 # ------------------------------------------------------------------ test data
