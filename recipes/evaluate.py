@@ -147,7 +147,8 @@ def main(arguments: list[str]) -> None:
             resamples=settings["resamples"],
             seed=settings["seed"],
         )
-        print_table(table, Console())
+        # A file or a pipe has no width of its own.
+        print_table(table, Console(width=None if sys.stdout.isatty() else 120))
         manifest = manifest_of(
             together,
             model,

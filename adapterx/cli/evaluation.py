@@ -145,7 +145,8 @@ def _evaluate(options: argparse.Namespace) -> JsonValue:
         )
         write_report(together, table, options.output, manifest=manifest)
     if not options.json:
-        print_table(table, Console())
+        # A file or a pipe has no width of its own.
+        print_table(table, Console(width=None if sys.stdout.isatty() else 120))
         if options.output is not None:
             print(f"report in {options.output / 'table.html'}")
     return table.to_dict()

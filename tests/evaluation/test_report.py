@@ -19,13 +19,14 @@ from PIL import Image
 from rich.console import Console
 from sklearn.metrics import confusion_matrix
 
+from adapterx.evaluation.bootstrap import Estimate
 from adapterx.evaluation.measured import Measured
 from adapterx.evaluation.mistakes import confusion_of, worst
 from adapterx.evaluation.report.files import write_report
 from adapterx.evaluation.report.page import page
 from adapterx.evaluation.report.plots import bars, heat_map
 from adapterx.evaluation.report.terminal import print_table
-from adapterx.evaluation.report.words import points, score_name, size
+from adapterx.evaluation.report.words import interval, number, points, score_name, size
 from adapterx.evaluation.table import table_of
 
 Make = Callable[..., Measured]
@@ -66,7 +67,12 @@ def several(measured: Make, draw: Draw) -> Measured:
 
 
 def test_numbers_in_words() -> None:
-    assert (points(0.1234), points(-0.05), points(0.0)) == ("+12.3", "−5.0", "+0.0")
+    shown = [points(one, "accuracy") for one in (0.1234, -0.05, -0.0001)]
+    assert shown == ["+12.3", "−5.0", "+0.0"]
+    assert [number(0.1234, "f1"), number(12.34, "bleu")] == ["0.123", "12.3"]
+    assert points(-1.25, "chrf") == "−1.2"
+    assert interval(Estimate(0.5, 0.414, 0.6), "f1") == "0.41 to 0.60"
+    assert interval(Estimate(30.0, 28.04, 31.0), "chrf") == "28.0 to 31.0"
     assert [size(one) for one in (12, 3400, 7.4e6, 1.5e9)] == [
         "12 B",
         "3.4 kB",
@@ -95,7 +101,7 @@ def test_a_terminal_gets_scores_gains_means_costs_and_a_legend(several: Measured
     assert arabic is not None
     (line,) = (line for line in lines if "Arabic (ar)" in line)
     assert f"{arabic.scores['accuracy'].value:.3f}" in line
-    assert f"{points(arabic.gains['accuracy'].value)}" in line
+    assert f"{points(arabic.gains['accuracy'].value, 'accuracy')}" in line
     (english,) = (line for line in lines if "English (en), labels" in line)
     assert english.count("–") == 2
     for words in (
