@@ -17,6 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# Python looks in this folder first, where evaluate.py would hide the package of that name.
+sys.path.sort(key=lambda entry: Path(entry).resolve() == Path(__file__).resolve().parent)
+
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
