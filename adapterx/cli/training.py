@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from pathlib import Path
 from typing import Any
 
 from adapterx.composition import JsonValue, check_name
 from adapterx.errors import ConfigError
-from adapterx.training.config import LANGUAGE_CONFIG, TASK_CONFIG, TrainingConfig
+from adapterx.training.config import LANGUAGE_CONFIG, TrainingConfig
+from adapterx.training.settings import add_flags, add_training_flags, method_from, read_settings
 
 __all__ = ["add_verbs"]
 
@@ -25,20 +27,7 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
         "--train train.jsonl --dev dev.jsonl",
         allow_abbrev=False,
     )
-    train.add_argument("--model", required=True, help="e5-small-q4, a folder, or a Hub id")
-    train.add_argument("--task", required=True, help="name of the new adapter")
-    train.add_argument("--kind", default="text-classification", help="kind of task")
-    train.add_argument("--language", help="tag of the labels' language")
-    train.add_argument("--train", required=True, help="labelled texts: .jsonl, .csv or .tsv")
-    train.add_argument("--dev", help="labelled texts that decide which epoch is kept")
-    train.add_argument("--text-column", default="text")
-    train.add_argument("--pair-column", help="second text, for tasks on pairs")
-    train.add_argument("--label-column", default="label")
-    train.add_argument(
-        "--compose", help="what is active in training, e.g. 'Stack(en, topics)'; names in the store"
-    )
-    train.add_argument("--pooling", default="auto", choices=["auto", "mean", "model"])
-    _add_common(train, TASK_CONFIG, layers="upper third", reduction=16)
+    add_flags(train)
     train.set_defaults(run=_train)
 
     language = verbs.add_parser(
@@ -63,132 +52,91 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     language.add_argument(
         "--task", help="choose the strength by agreement under this task, on held-out pairs"
     )
-    _add_common(language, LANGUAGE_CONFIG, layers="all", reduction=2)
+    language.add_argument("--method", default="bottleneck", help="bottleneck, lora, or a preset")
+    language.add_argument("--reduction", type=float, default=2, help="of a bottleneck")
+    language.add_argument("--rank", type=int, default=16, help="of a lora")
+    language.add_argument("--layers", default="all", help="all, 'upper third', or 8,9,10,11")
+    language.add_argument(
+        "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"]
+    )
+    language.add_argument("--store", help="folder of the store; ADAPTERX_HOME unless given")
+    add_training_flags(language, LANGUAGE_CONFIG)
     language.set_defaults(run=_train_language)
 
 
-def _add_common(
-    parser: argparse.ArgumentParser, config: TrainingConfig, *, layers: str, reduction: int
-) -> None:
-    parser.add_argument(
-        "--method", default="bottleneck", help="bottleneck, lora, or a preset such as seq_bn_inv"
-    )
-    parser.add_argument("--reduction", type=float, default=reduction, help="of a bottleneck")
-    parser.add_argument("--rank", type=int, default=16, help="of a lora")
-    parser.add_argument("--layers", default=layers, help="all, 'upper third', or 8,9,10,11")
-    parser.add_argument(
-        "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"]
-    )
-    parser.add_argument("--store", help="folder of the store; ADAPTERX_HOME unless given")
-    for field in dataclasses.fields(TrainingConfig):
-        value = getattr(config, field.name)
-        flag = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(flag, type=type(value), default=value, help=f"default {value}")
-
-
-def _config(options: argparse.Namespace) -> TrainingConfig:
-    names = [field.name for field in dataclasses.fields(TrainingConfig)]
-    return TrainingConfig(**{name: getattr(options, name) for name in names})
-
-
-def _method(options: argparse.Namespace) -> Any:
-    from adapterx.methods import Bottleneck, LoRA
-
-    layers: Any = options.layers
-    if layers[:1].isdigit():
-        try:
-            layers = [int(part) for part in layers.split(",")]
-        except ValueError:
-            raise ConfigError(f"layers is {layers!r}. Write indices as 8,9,10,11.") from None
-    if options.method == "bottleneck":
-        return Bottleneck(reduction=options.reduction, layers=layers)
-    if options.method == "lora":
-        return LoRA(rank=options.rank, targets="all", layers=layers)
-    return options.method
-
-
 def _train(options: argparse.Namespace) -> JsonValue:
-    check_name(options.task)
-    config = _config(options)
-    method = _method(options)
-
-    from adapterx.tasks import read_records, task_from_json, task_to_json
-
-    columns = {
-        "text_column": options.text_column,
-        "pair_column": options.pair_column,
-        "label_column": options.label_column,
-    }
-    kind = task_from_json({"kind": options.kind, **columns})
-    train = read_records(kind, options.train)
-    kind = kind.with_labels(train)
-    dev = read_records(kind, options.dev) if options.dev else []
+    settings = read_settings(options, required=("model", "task", "train"))
+    config, name = settings.config, settings.task
 
     from accelerate.utils import set_seed
 
     import adapterx
     from adapterx.encoders import load_encoder
-    from adapterx.languages import standard_tag
     from adapterx.store.card import base_of
     from adapterx.store.local import place_for
-    from adapterx.training.task import train_task
+    from adapterx.training.data import read_split
+    from adapterx.training.task import facts_of, score_tests, train_task
 
-    language = standard_tag(options.language) if options.language else None
+    method = settings.build_method()
+    if method is None and settings.output is None:
+        raise ConfigError("method is 'full', which makes a whole model. Say where: --output.")
+    kind = settings.build_task()
+    train = read_split(kind, settings.train, language=settings.language)
+    kind = kind.with_labels(train)
+    dev = read_split(kind, settings.dev, language=settings.language)
+    tests = {tag: read_split(kind, {tag: path}) for tag, path in settings.test.items()}
     set_seed(config.seed)
     model, tokenizer = load_encoder(
-        options.model,
+        settings.model,
         head=kind.head,
         labels=kind.labels,
-        pooling=options.pooling,
-        dtype=options.dtype,
+        pooling=settings.pooling,  # type: ignore[arg-type]  # load_encoder checks the words
+        dtype=settings.dtype if method else "float32",  # type: ignore[arg-type]
     )
-    adapterx.add(
-        model,
-        options.task,
-        method,
-        kind="task",
-        language=language,
-        labels=kind.labels or None,
-        problem=kind.problem if kind.labels else None,
-    )
-    # A store that refuses it says so before the work.
-    target = place_for(base_of(model), options.task, options.store)
-    if options.compose:
-        adapterx.attach(model, compose=options.compose, store=options.store)
+    target = Path(settings.output) if settings.output else None
+    if method is not None:
+        adapterx.add(
+            model,
+            name,
+            method,
+            language=settings.language,
+            labels=kind.labels or None,
+            problem=kind.problem if kind.labels else None,
+        )
+        # A store that refuses it says so before the work.
+        target = target or place_for(base_of(model), name, settings.store)
+    assert target is not None
+    if settings.compose:
+        adapterx.attach(model, compose=settings.compose, store=settings.store)
     result = train_task(
         model,
         tokenizer,
-        options.task,
+        name if method else None,
         kind,
         train=train,
         dev=dev,
         config=config,
-        compose=options.compose,
+        compose=settings.compose,
+        folder=settings.folder or target.with_name(f"{target.name}.run"),
+        resume=settings.checkpoint,
     )
-    scores = dict(result.scores[result.kept]) if result.scores else {}
-    facts: dict[str, JsonValue] = {
-        "task": task_to_json(kind),
-        "training": {
-            "examples": len(train),
-            "epochs": config.epochs,
-            "kept_epoch": result.kept + 1,
-            "steps": result.steps,
-            "learning_rate": config.learning_rate,
-            "batch_size": config.batch_size,
-            "seed": config.seed,
-            "composition": options.compose or options.task,
-        },
-        "scores": {f"dev {name}": score for name, score in scores.items()},
-    }
-    folder = adapterx.save(model, options.task, target, card=facts)
+    scores = score_tests(kind, model, tokenizer, tests, config=config)
+    composition = settings.compose or (name if method else "full")
+    facts = facts_of(kind, config, result, examples=len(train), compose=composition, tests=scores)
+    if method is None:
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+    else:
+        adapterx.save(model, name, target, card=facts)
     if not options.json:
-        shown = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
+        shown = ", ".join(f"{key} {value:.3f}" for key, value in result.final.items())
         print(
-            f"{options.task}: {len(train)} examples, {result.steps} steps, loss "
-            f"{result.losses[result.kept]:.3f}" + (f"; dev {shown}" if shown else "")
+            f"{name}: {len(train)} examples, {result.steps} steps, loss "
+            f"{result.losses[result.kept]:.3f} (learning rate {config.learning_rate:g})"
+            + (f"; dev {shown}" if shown else "")
         )
-        print(f"saved in {folder}")
-    return {"adapter": options.task, "folder": str(folder), **facts}
+        print(f"saved in {target}")
+    return {"adapter": name, "folder": str(target), **facts}
 
 
 def _train_language(options: argparse.Namespace) -> JsonValue:
@@ -196,12 +144,16 @@ def _train_language(options: argparse.Namespace) -> JsonValue:
 
     tag = standard_tag(options.lang)
     name = check_name(options.name or tag)
-    config = _config(options)
+    given = {one.name: getattr(options, one.name) for one in dataclasses.fields(TrainingConfig)}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    config = dataclasses.replace(LANGUAGE_CONFIG, **chosen)
     from adapterx.data import read_lines, read_pairs
 
     pairs = [pair for path in options.pairs for pair in read_pairs(path, target=tag)]
     text = [line for path in options.text for line in read_lines(path)]
-    method = _method(options)
+    method = method_from(
+        options.method, reduction=options.reduction, rank=options.rank, layers=options.layers
+    )
     if options.task and options.strength is not None:
         raise ConfigError("Both strength and task given. The task is there to choose the strength.")
 

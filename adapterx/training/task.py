@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from adapterx.activation import activate
-from adapterx.composition import Composition
+from adapterx.composition import Composition, JsonValue
 from adapterx.model import set_trainable
 from adapterx.registry import unwrap
 from adapterx.store.card import base_of
@@ -25,7 +25,7 @@ from adapterx.training.loop import Result, fit
 from adapterx.training.processes import accelerator_for
 from adapterx.training.routing import language_choices, languages_of, route
 
-__all__ = ["train_task"]
+__all__ = ["facts_of", "score", "score_tests", "train_task"]
 
 
 def train_task(
@@ -85,16 +85,7 @@ def train_task(
         return route(batch, records, step, languages=config.languages, known=known)
 
     def evaluate(current: nn.Module) -> Mapping[str, float]:
-        predictions = answers(
-            task, current, tokenizer, dev, accelerator=accelerator, languages=chosen
-        )
-        if not accelerator.is_main_process:
-            return {}
-        references = [task.reference(record) for record in dev]
-        scores: Mapping[str, float] = task.metric().compute(
-            predictions=predictions, references=references
-        )
-        return scores
+        return score(task, current, tokenizer, dev, accelerator=accelerator, languages=chosen)
 
     return fit(
         model,
@@ -117,3 +108,87 @@ def train_task(
         progress=progress,
         title=f"task {name or task.kind}",
     )
+
+
+def score(
+    task: Task[Any],
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Any],
+    *,
+    accelerator: Accelerator | None = None,
+    languages: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """Score what is active on a model; under several processes each answers a share.
+
+    Args:
+        task: The task, with its labels.
+        model: The model.
+        tokenizer: The encoder's tokenizer.
+        records: What to answer, with the right answers.
+        accelerator: Accelerate's; None for one process.
+        languages: What each record chooses, where the setup lets rows choose.
+
+    Returns:
+        The scores of the task's metric, on the first process; an empty dict on the others.
+    """
+    found = answers(task, model, tokenizer, records, accelerator=accelerator, languages=languages)
+    if accelerator is not None and not accelerator.is_main_process:
+        return {}
+    references = [task.reference(record) for record in records]
+    scores: dict[str, float] = task.metric().compute(predictions=found, references=references)
+    return scores
+
+
+def score_tests(
+    task: Task[Any],
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    tests: Mapping[str, Sequence[Any]],
+    *,
+    config: TrainingConfig,
+    accelerator: Accelerator | None = None,
+) -> dict[str, float]:
+    """Score what was active in training on the test data of each language.
+
+    Returns:
+        Scores by ``test NAME TAG``, on the first process; an empty dict on the others.
+    """
+    known = language_choices(model, config.languages)
+    found: dict[str, float] = {}
+    for tag, records in tests.items():
+        chosen = languages_of(records, languages=config.languages, known=known)
+        scores = score(task, model, tokenizer, records, accelerator=accelerator, languages=chosen)
+        found |= {f"test {name} {tag}": value for name, value in scores.items()}
+    return found
+
+
+def facts_of(
+    task: Task[Any],
+    config: TrainingConfig,
+    result: Result,
+    *,
+    examples: int,
+    compose: str,
+    tests: Mapping[str, float] | None = None,
+) -> dict[str, JsonValue]:
+    """Return what a card says of a training: the task, how it was trained, its scores."""
+    kept = result.points[result.kept] if result.points else result.steps
+    return {
+        "task": task_to_json(task),
+        "training": {
+            "examples": examples,
+            "steps": result.steps,
+            "kept": "average" if config.keep == "average" else f"step {kept}",
+            "learning_rate": config.learning_rate,
+            "batch_size": config.batch_size,
+            "gradient_accumulation": config.gradient_accumulation,
+            "epochs": config.epochs,
+            "seed": config.seed,
+            "composition": compose,
+        },
+        "scores": {
+            **{f"dev {name}": value for name, value in result.final.items()},
+            **(tests or {}),
+        },
+    }
