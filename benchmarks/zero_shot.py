@@ -122,7 +122,7 @@ SETS = {
         test_limit=200,
         epochs=2,
         layers="all",
-        rates=(5e-5, 1e-2, 1e-3, 1e-3),
+        rates=(5e-5, 1e-2, 1e-3, 2e-3),
     ),
     "uner": Set(
         task={"kind": "token-classification"},
@@ -141,7 +141,7 @@ SETS = {
         test_limit=300,
         epochs=2,
         layers="all",
-        rates=(5e-5, 1e-2, 1e-3, 1e-3),
+        rates=(5e-5, 1e-2, 1e-3, 2e-3),
     ),
     "pos": Set(
         task={"kind": "token-classification", "scheme": "plain"},
@@ -161,7 +161,7 @@ SETS = {
         test_limit=200,
         epochs=2,
         layers="all",
-        rates=(5e-5, 1e-2, 1e-3, 1e-3),
+        rates=(5e-5, 1e-2, 1e-3, 2e-3),
     ),
     "qa": Set(
         task={"kind": "question-answering", "window": 256, "stride": 64},
@@ -171,7 +171,7 @@ SETS = {
         test_limit=200,
         epochs=1,
         layers="all",
-        rates=(5e-5, 1e-2, 1e-3, 1e-3),
+        rates=(5e-5, 1e-2, 1e-3, 2e-3),
         batch_size=16,
     ),
     "xcopa": Set(

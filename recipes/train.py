@@ -19,6 +19,9 @@ import sys
 from itertools import islice
 from typing import Any
 
+# Python looks in this folder first, where evaluate.py would hide the package of that name.
+sys.path.sort(key=lambda entry: Path(entry).resolve() == Path(__file__).resolve().parent)
+
 from accelerate.utils import set_seed
 
 import adapterx

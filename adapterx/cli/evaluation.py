@@ -24,7 +24,7 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="score a task in many languages, with and without their adapters",
         description="Print the zero-shot table: every score of a task by language, for the task "
-        "alone and on the language's adapter where there is one, with 95 %% intervals and what "
+        "alone and on the language's adapter where there is one, with intervals and what "
         "each difference is worth; --controls adds the source language's adapter, the mean of "
         "all, and another language's.",
         epilog="example: adapterx evaluate --model e5-small-q4 --task topics "
@@ -144,9 +144,11 @@ def _evaluate(options: argparse.Namespace) -> JsonValue:
             seconds=time.perf_counter() - start,
         )
         write_report(together, table, options.output, manifest=manifest)
-        print(f"report in {options.output / 'table.html'}", file=sys.stderr)
     if not options.json:
-        print_table(table, Console())
+        # A file or a pipe has no width of its own.
+        print_table(table, Console(width=None if sys.stdout.isatty() else 120))
+        if options.output is not None:
+            print(f"report in {options.output / 'table.html'}")
     return table.to_dict()
 
 

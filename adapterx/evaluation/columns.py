@@ -138,5 +138,5 @@ def _shuffled(tags: Sequence[str], seed: int) -> dict[str, str]:
     """Give each of several tags another one: a random order, each the next one's (a cycle)."""
     if len(tags) < 2:
         return {}
-    order = [tags[index] for index in np.random.default_rng(seed).permutation(len(tags))]
+    order: list[str] = np.random.default_rng(seed).permutation(sorted(tags)).tolist()
     return dict(zip(order, [*order[1:], order[0]], strict=True))

@@ -12,13 +12,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
+import numpy as np
+
 from adapterx.composition import JsonValue
 from adapterx.errors import DataError, FormatError
 from adapterx.evaluation.writing import write_text
 from adapterx.tasks import task_from_json, task_to_json
+from adapterx.tasks.metric import Array
 from adapterx.tasks.task import Task
 
-__all__ = ["Answered", "Cost", "Measured", "Test", "merge"]
+__all__ = ["Answered", "Cost", "Measured", "Test", "merge", "plain"]
 
 _FORMAT: Final = 1
 
@@ -77,8 +80,11 @@ class Answered:
         run: Which of several trainings, for example the task adapter's name.
         language: BCP-47 tag.
         composition: Text form of what was active; None for a model without adapters.
-        predictions: One a record, as JSON data.
+        predictions: One a record, as JSON data; empty for vectors, which are many numbers that
+            nobody reads.
         cost: What they cost.
+        statistics: What each record adds to the sums of the metric, one row a record; empty where
+            the predictions say it.
     """
 
     column: str
@@ -87,6 +93,13 @@ class Answered:
     composition: str | None
     predictions: tuple[Any, ...]
     cost: Cost
+    statistics: tuple[tuple[float, ...], ...] = ()
+
+    def sums(self, task: Task[Any], test: Test) -> Array:
+        """Return what each record adds to the sums of the metric, ``(examples, statistics)``."""
+        if self.statistics:
+            return np.array(self.statistics)
+        return task.metric().statistics(self.predictions, test.references)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +170,7 @@ class Measured:
                         **{
                             **one,
                             "predictions": tuple(one["predictions"]),
+                            "statistics": tuple(map(tuple, one["statistics"])),
                             "cost": Cost(**one["cost"]),
                         }
                     )

@@ -74,6 +74,9 @@ def measure(
         for language in tests
         if language in compositions
     ]
+    shown = {
+        tag: Test.of(task, records, (ids or {}).get(tag, ())) for tag, records in tests.items()
+    }
     answered: list[Answered] = []
     # What a library sets up at its first call is no column's cost.
     first = next(iter(tests.values()), ())[:2]
@@ -92,13 +95,18 @@ def measure(
                 batch_size=batch_size,
             )
             seconds = time.perf_counter() - start
+        vectors = bool(found) and isinstance(found[0], list) and isinstance(found[0][0], float)
+        statistics: list[list[float]] = []
+        if vectors:
+            statistics = task.metric().statistics(found, shown[language].references).tolist()
         answered.append(
             Answered(
                 column=column,
                 run=run or name,
                 language=language,
                 composition=None if composition is None else str(composition),
-                predictions=tuple(map(plain, found)),
+                predictions=() if vectors else tuple(map(plain, found)),
+                statistics=tuple(map(tuple, statistics)),
                 cost=_cost(model, composition, seconds),
             )
         )
@@ -109,9 +117,7 @@ def measure(
         source=source,
         encoder=base.name,
         encoder_parameters=summary(model).base_parameters,
-        tests={
-            tag: Test.of(task, records, (ids or {}).get(tag, ())) for tag, records in tests.items()
-        },
+        tests=shown,
         answered=tuple(answered),
     )
 

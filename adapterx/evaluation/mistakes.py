@@ -50,17 +50,21 @@ def worst(measured: Measured, language: str, count: int = 8) -> list[Mistake]:
     if own is None:
         return []
     source = measured.source if measured.source != language else None
+    source = source if source in measured.tests else None
     partners = _partners(measured, language, source)
     elsewhere = None if source is None else _example_scores(measured, source)
     there = np.array([-1.0] * len(own))
     for index, partner in partners.items():
         if elsewhere is not None:
             there[index] = elsewhere[partner]
-    order = [index for index in np.lexsort((-there, own)).tolist() if own[index] < own.max()]
+    most = max(1.0, own.max())  # scores of translations go to 100
+    order = [index for index in np.lexsort((-there, own)).tolist() if own[index] < most]
     mistakes: list[Mistake] = []
     for index in order[:count]:
         answers: dict[str, Counter[str]] = {}
         for one in answered:
+            if not one.predictions:  # vectors say nothing to people
+                continue
             counted = answers.setdefault(one.column, Counter())
             counted[_words(task, one.predictions[index])] += 1
         translation = None
@@ -90,7 +94,7 @@ def confusion_of(
     found: dict[str, np.ndarray[Any, np.dtype[np.int64]]] = {}
     references = measured.tests[language].references
     for one in measured.answered:
-        if one.language == language:
+        if one.language == language and one.predictions:
             matrix = measured.task.confusion(one.predictions, references)
             if matrix is not None:
                 found[one.column] = found.get(one.column, 0) + matrix
@@ -103,11 +107,10 @@ def _example_scores(measured: Measured, language: str) -> np.ndarray[Any, Any] |
     None where examples have no score on their own, for example a correlation.
     """
     metric, name = measured.task.metric(), measured.task.score
-    references = measured.tests[language].references
     scores, whole = [], []
     for one in measured.answered:
         if one.language == language:
-            statistics = metric.statistics(one.predictions, references)
+            statistics = one.sums(measured.task, measured.tests[language])
             scores.append(metric.scores(statistics)[name])
             whole.append(metric.scores(statistics.sum(0))[name])
     if not scores or (not np.any(scores) and np.any(whole)):
@@ -118,7 +121,7 @@ def _example_scores(measured: Measured, language: str) -> np.ndarray[Any, Any] |
 
 def _partners(measured: Measured, language: str, source: str | None) -> dict[int, int]:
     """Return which example of the source language each one is a translation of."""
-    if source is None or source not in measured.tests:
+    if source is None:
         return {}
     at = {name: index for index, name in enumerate(measured.tests[source].ids)}
     return {
@@ -128,6 +131,8 @@ def _partners(measured: Measured, language: str, source: str | None) -> dict[int
 
 def _words(task: Task[Any], answer: Any) -> str:
     """Return an answer in words: labels by name, anything else as it is."""
+    if isinstance(answer, dict):  # the right answers to a question, and what belongs to them
+        return _words(task, next(iter(answer.values()), ""))
     if isinstance(answer, bool) or not isinstance(answer, int | list | tuple):
         return _short(answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False))
     if isinstance(answer, int):

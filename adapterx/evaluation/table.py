@@ -125,7 +125,7 @@ class Table:
         runs: The runs, for example task adapters of several seeds.
         resamples: How often the bootstrap drew.
         columns: What each costs, by name, in order.
-        rows: One a language, the source first.
+        rows: One a language that something answered, the source first.
         groups: Means over languages without labels.
     """
 
@@ -206,10 +206,11 @@ def table_of(
             f"{near_match(against, columns)}"
         )
     resamples = resamples or max(_RESAMPLES, _PER_LANGUAGE * len(measured.tests))
+    answered = {one.language for one in measured.answered}
     drawn = {
         tag: _draws(measured, tag, resamples, seed)
         for tag in sorted(
-            measured.tests, key=lambda tag: (tag != measured.source, language_name(tag), tag)
+            answered, key=lambda tag: (tag != measured.source, language_name(tag), tag)
         )
     }
     rows = tuple(
@@ -250,9 +251,7 @@ def _draws(measured: Measured, tag: str, resamples: int, seed: int) -> dict[str,
     answered = [one for one in measured.answered if one.language == tag]
     # In the order of the ids, the same position is the same sentence in every language.
     order = np.argsort(np.array(test.ids)) if test.ids else slice(None)
-    statistics = [metric.statistics(one.predictions, test.references)[order] for one in answered]
-    if not answered:
-        return {}
+    statistics = [one.sums(measured.task, test)[order] for one in answered]
     values = [metric.scores(one.sum(0)) for one in statistics]
     drawn = resampled_scores(metric, statistics, resamples=resamples, seed=seed)
     result: dict[str, _Draws] = {}
@@ -383,7 +382,7 @@ def _column(measured: Measured, name: str) -> Column:
     parameters = max(cost.parameters for cost in costs)
     memory = [cost.memory_bytes for cost in costs if cost.memory_bytes is not None]
     trained = [cost.training_seconds for cost in costs if cost.training_seconds is not None]
-    examples = sum(len(one.predictions) for one in some)
+    examples = sum(len(measured.tests[one.language].texts) for one in some)
     return Column(
         parameters=parameters,
         share=parameters / measured.encoder_parameters,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterx.data import read_rows
-from adapterx.errors import ConfigError, DataError, UnknownNameError, near_match
+from adapterx.errors import ConfigError, DataError, UnknownNameError
 from adapterx.languages import standard_tag
 from adapterx.tasks import read_records
 from adapterx.tasks.task import Task
@@ -66,7 +66,7 @@ def find_tests(given: Sequence[str], languages: Sequence[str] = ()) -> dict[str,
         if tag not in found:
             raise DataError(
                 f"No test data of {tag} in {', '.join(map(str, given))} "
-                f"(there: {', '.join(sorted(found))}).{near_match(tag, found)}"
+                f"(there: {', '.join(sorted(found))})."
             )
     return {tag: found[tag] for tag in wanted} if wanted else found
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -372,7 +373,19 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     "missing texts": (f"{PREDICT} --file gone.txt", ["gone.txt cannot be read"]),
     "language and composition": (f"{PREDICT} --lang sw --compose topics w1", ["Both lang and"]),
     "no LANG=FILE": (f"{EVALUATE} sw.jsonl", ["'sw.jsonl' in --test. Write LANG=FILE"]),
-    "empty test": (f"{EVALUATE} sw=none.jsonl", ["none.jsonl is empty"]),
+    "neither language nor folder": (f"{EVALUATE} gone", ["'gone' in --test. Write LANG=FILE"]),
+    "language given twice": (f"{EVALUATE} sw=a.jsonl Swahili=b.jsonl", ["of sw given twice"]),
+    "folder without tests": (f"{EVALUATE} empty", ["empty holds no test data"]),
+    "language not in the folder": (
+        f"{EVALUATE} sw=sw.jsonl --languages sv",
+        ["No test data of sv in sw=sw.jsonl (there: sw)."],
+    ),
+    "columns and controls": (
+        f"{EVALUATE} sw=sw.jsonl --controls --columns own",
+        ["Both columns and controls given"],
+    ),
+    "few resamples": (f"{EVALUATE} sw=sw.jsonl --resamples 5", ["resamples is 5"]),
+    "no answers": (f"{EVALUATE} sw=sw.jsonl --merge sw.jsonl", ["sw.jsonl cannot be read as ans"]),
     "unknown task": (f"{PREDICT} w1", ["No task 'topics' in", "there: none"]),
     "unknown adapter": ("show topics", ["No adapter 'topics' in", "there: none"]),
     "folder without card": ("show empty", ["no adapterx.json in empty"]),
@@ -398,6 +411,19 @@ STORED: dict[str, tuple[str, list[str]]] = {
     "another base": ("predict --model other --task topics w1", ["another base", "tiny"]),
     "another size": ("predict --model wider --task topics w1", ["hidden size 32, not 64"]),
     "a name that another base has": (f"{TRAIN} --model twin/tiny", ["for another base", "weights"]),
+    "empty test": (f"{EVALUATE} sw=none.jsonl", ["none.jsonl is empty"]),
+    "unknown column": (
+        f"{EVALUATE} sw=sw.jsonl --columns onw",
+        ["no column 'onw'", "Did you mean 'own'?"],
+    ),
+    "unknown column to compare with": (
+        f"{EVALUATE} sw=sw.jsonl --against sourc",
+        ["no column 'sourc'", "there: task, own"],
+    ),
+    "unknown setting of the data": (
+        f"{EVALUATE} sw=sw.jsonl --data textcolumn=x",
+        ["'textcolumn=x' in --data", "Did you mean 'text_column'?"],
+    ),
     "test label outside the set": (f"{EVALUATE} sw=other.jsonl", ["'fod'", "food, law"]),
     "few pairs to hold out": (
         "train-language --model tiny --lang sw --pairs few.jsonl --task topics",
@@ -568,19 +594,32 @@ def test_the_main_job_end_to_end(
     table = call(f"{EVALUATE} {tests} --output out")
     assert table.code == 0
     assert table.err == ""
-    for word in ("English", "Swahili", "French", "task adapter"):
+    for word in ("English", "Swahili", "French", "task", "own", "Costs"):
         assert word in table.out
-    assert (world.root / "out" / "table.png").read_bytes().startswith(b"\x89PNG")
-    assert "Swahili" in (world.root / "out" / "table.html").read_text(encoding="utf-8")
+    written = {path.name: path for path in (world.root / "out").iterdir()}
+    assert {path.split(".")[0] for path in written} == {
+        *("answers", "bars", "heatmap", "manifest", "table")
+    }
+    assert written["bars.png"].read_bytes().startswith(b"\x89PNG")
+    assert "Swahili" in written["table.html"].read_text(encoding="utf-8")
     data = call(f"{EVALUATE} {tests} --json").data
+    assert data == json.loads(written["table.json"].read_text(encoding="utf-8")) | {
+        "columns": data["columns"]  # seconds and memory are each run's own
+    }
     assert data["source"] == "en"
-    assert data["columns"] == ["task adapter", "on language adapter"]
+    assert list(data["columns"]) == ["task", "own"]
     rows = {row["tag"]: row["cells"] for row in data["rows"]}
     assert next(iter(rows)) == "en"
-    assert rows["en"]["task adapter"]["accuracy"] >= 0.9
-    assert rows["fr"]["on language adapter"] is None
-    assert rows["sw"]["on language adapter"]["composition"] == there["composition"]
-    assert data["averages"].keys() == {*data["columns"]}
+    assert rows["en"]["task"]["scores"]["accuracy"]["value"] >= 0.9
+    assert rows["fr"]["own"] is None
+    assert rows["sw"]["own"]["composition"] == there["composition"]
+    manifest = json.loads(written["manifest.json"].read_text(encoding="utf-8"))
+    assert manifest["adapters"].keys() == {"topics", "sw"}
+    assert {tag: one["file"] for tag, one in manifest["tests"].items()} == {
+        "en": "en.jsonl",
+        "fr": "fr.jsonl",
+        "sw": "sw.jsonl",
+    }
 
 
 def test_a_task_can_be_trained_on_a_language_adapter(
@@ -645,11 +684,27 @@ def test_a_text_may_begin_with_a_dash(call: Callable[..., Answer], trained: Path
     assert [one["text"] for one in done.data["predictions"]] == ["--lang", "-5"]
 
 
+def test_texts_are_embedded_under_language_and_task(
+    call: Callable[..., Answer], trained: Path, tmp_path: Path
+) -> None:
+    command = f"embed --model tiny --store {trained} --dtype float32 --file texts.txt w5 --json"
+    plain = call(command, "--output", str(tmp_path / "plain.npy"))
+    assert (plain.code, plain.data["composition"]) == (0, None)
+    assert (plain.data["texts"], plain.data["dimensions"]) == (3, 32)
+    both = call(f"{command} --lang sw --task topics", "--output", str(tmp_path / "both.npy"))
+    assert both.data["composition"] == "Stack(Scale(sw, 0.5), topics)"
+    vectors = np.load(tmp_path / "plain.npy"), np.load(tmp_path / "both.npy")
+    assert vectors[0].shape == vectors[1].shape == (3, 32)
+    assert abs(vectors[0] - vectors[1]).max() > 1e-3
+    wrong = call("embed --model tiny --output x.npy")
+    assert (wrong.code, wrong.err.count("No text to embed")) == (2, 1)
+
+
 def test_the_examples_of_help_run(call: Callable[..., Answer], world: World) -> None:
     # The others need the packaged encoder's wheel or a Hub; tests/store has a Hub of its own.
     examples = {
         verb: " ".join(VERBS[verb].epilog.split()).removeprefix("example: adapterx ")
-        for verb in ("train", "train-language", "list", "show", "predict", "evaluate")
+        for verb in ("train", "train-language", "list", "show", "predict", "evaluate", "embed")
     }
     for verb, example in examples.items():
         command = example.replace("e5-small-q4", "tiny")

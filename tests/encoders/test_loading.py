@@ -81,6 +81,53 @@ def test_every_class_that_saved_the_folder_gives_its_encoder(
             assert torch.equal(loaded[name].cpu(), value), name
 
 
+@pytest.mark.parametrize("kind", ["encoder", "sequence", "masked-lm"])
+def test_a_bare_encoder_is_loaded_and_saved_without_a_pooler(
+    build: Callable[..., Any], tokenizer: Any, tmp_path: Path, family: str, kind: str
+) -> None:
+    saved = build(family, kind)
+    saved.save_pretrained(tmp_path / "first")
+    tokenizer.save_pretrained(tmp_path / "first")
+    model, _ = load_encoder(str(tmp_path / "first"), head="none", dtype="float32")
+    model.save_pretrained(tmp_path / "second")
+    tokenizer.save_pretrained(tmp_path / "second")
+    again, _ = load_encoder(str(tmp_path / "second"), head="none", dtype="float32")
+    expected = saved.base_model.state_dict()
+    assert model.base_model is model
+    assert again.state_dict().keys() == model.state_dict().keys()
+    for name, value in again.state_dict().items():
+        assert torch.equal(value.cpu(), expected[name]), name
+    assert not [name for name in model.state_dict() if name.startswith("pooler")]
+    adapterx.add(model, "t", "seq_bn")
+
+
+@pytest.mark.parametrize("decodes", ["mt5", "mbart", "m2m_100"])
+def test_a_translator_is_loaded_whole_or_refused(
+    build: Callable[..., Any], tokenizer: Any, tmp_path: Path, decodes: str
+) -> None:
+    saved = build(decodes, "masked-lm")
+    saved.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, _ = load_encoder(str(tmp_path), head="seq2seq", dtype="float32")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value.cpu(), saved.state_dict()[name]), name
+    tensors = load_file(tmp_path / "model.safetensors")
+    keys = ("k.weight", "k_proj.weight")
+    del tensors[next(name for name in tensors if "decoder" in name and name.endswith(keys))]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BaseModelError, match="1 weights of the encoder are missing"):
+        load_encoder(str(tmp_path), head="seq2seq")
+
+
+@pytest.mark.parametrize("head", ["none", "sequence"])
+def test_an_encoder_that_lacks_weights_is_refused(folder: Path, head: Any) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["encoder.layer.0.output.dense.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BaseModelError, match="1 weights of the encoder are missing"):
+        load_encoder(str(folder), head=head)
+
+
 @pytest.mark.parametrize("kind", ["encoder", "masked-lm", "mean"])
 def test_a_classifier_that_reads_the_mean_is_saved_and_loaded_whole(
     build: Callable[..., Any], tmp_path: Path, family: str, kind: str

@@ -1,343 +1,327 @@
-"""The table: its numbers against scikit-learn and by hand, and the reports made of it."""
+"""The table: its numbers against scikit-learn and by hand, groups, runs, merged answers."""
 
 from __future__ import annotations
 
-import base64
+import csv
 import io
 import json
-import re
-import struct
 from collections.abc import Callable
-from html.parser import HTMLParser
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
-from rich.console import Console
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
-import adapterx
-from adapterx import Scale, Stack
-from adapterx.data import Example
-from adapterx.errors import DataError, UnknownNameError
-from adapterx.evaluation.report import picture, print_table, write_page
-from adapterx.evaluation.table import Cell, Row, Table, evaluate_languages
-from adapterx.prediction import logits_of
-from adapterx.registry import heads_of
-from adapterx.tasks.classification import ClassificationMetric, predict_labels
+from adapterx.errors import DataError, FormatError, UnknownNameError
+from adapterx.evaluation.measured import Measured, merge
+from adapterx.evaluation.report.files import as_csv
+from adapterx.evaluation.table import table_of
 
-LABELS = ("art", "law", "food")
-STACK = Stack(Scale("sw", 0.5), "topics")
-
-
-def _texts(count: int, *, seed: int) -> list[str]:
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        " ".join(f"w{i}" for i in torch.randint(90, (4,), generator=generator).tolist())
-        for _ in range(count)
-    ]
+Make = Callable[..., Measured]
+Draw = Callable[..., list[int]]
+TRUTH = [at * at % 3 for at in range(60)]
 
 
 @pytest.fixture
-def model(build: Callable[..., Any], fill: Callable[..., None], tokenizer: Any) -> Any:
-    """A classifier with a task and a language adapter; its answers are spread over the labels."""
-    model = build(kind="mean", labels=2)
-    adapterx.add(model, "topics", "seq_bn", labels=LABELS)
-    adapterx.add(model, "sw", "seq_bn", kind="language")
-    fill(model, seed=3)
-    with adapterx.using(model, "topics"), torch.no_grad():
-        logits = logits_of(model, tokenizer, _texts(60, seed=7))
-        heads = heads_of(model)
-        assert heads is not None
-        heads.modules_of(model, "topics")["classifier"].bias.sub_(logits.mean(0))
-    return model
+def several(measured: Make, draw: Draw) -> Measured:
+    """Four languages; two columns, the second for two of them; two runs."""
+
+    def runs(accuracy: float, seed: int) -> list[list[int]]:
+        return [draw(TRUTH, accuracy, seed=seed + run) for run in (0, 1)]
+
+    return measured(
+        {
+            "sw": {"task": runs(0.6, 0), "own": runs(0.9, 10)},
+            "en": {"task": runs(0.9, 20)},
+            "ar": {"task": runs(0.7, 30)},
+            "yo": {"task": runs(0.4, 40), "own": runs(0.5, 50)},
+        },
+        TRUTH,
+    )
 
 
-@pytest.fixture
-def answers(model: Any, tokenizer: Any) -> Callable[..., list[str]]:
-    """Return ``answers(texts, composition)``: the labels that the model gives."""
-
-    def answers(texts: list[str], composition: Any) -> list[str]:
-        with adapterx.using(model, composition):
-            found = predict_labels(model, tokenizer, [Example(text) for text in texts])
-        return [LABELS[index] for index in found]
-
-    return answers
-
-
-def _gold(texts: list[str], labels: list[str]) -> list[Example]:
-    return [Example(text, None, label) for text, label in zip(texts, labels, strict=True)]
-
-
-# ------------------------------------------------------------------ numbers
-
-
-def test_scores_are_those_of_scikit_learn(
-    model: Any, tokenizer: Any, answers: Callable[..., list[str]]
-) -> None:
-    texts = {tag: _texts(31, seed=seed) for seed, tag in enumerate(("sw", "en", "fr"))}
-    gold = {tag: [LABELS[i * i % 3] for i in range(31)] for tag in texts}
-    tests = {tag: _gold(texts[tag], gold[tag]) for tag in texts}
-    columns = {"alone": dict.fromkeys(texts, "topics"), "stack": {"sw": STACK, "en": STACK}}
-    adapterx.activate(model, "topics")
-    table = evaluate_languages(model, tokenizer, tests, columns, task="topics", source="en")
-    assert [row.tag for row in table.rows] == ["en", "fr", "sw"]  # then by their English names
-    assert [row.name for row in table.rows] == ["English", "French", "Swahili"]
-    assert {row.script for row in table.rows} == {"Latin"}
-    for row in table.rows:
-        first, second = row.cells["alone"], row.cells["stack"]
-        assert row.examples == 31
-        assert first is not None
-        assert (first.gain, first.low, first.high) == (0, 0, 0)
-        for cell, composition in ((first, "topics"), (second, STACK)):
-            if cell is None:
-                assert row.tag == "fr"
-                continue
-            found = answers(texts[row.tag], composition)
-            assert cell.composition == str(composition)
-            assert cell.accuracy == pytest.approx(accuracy_score(gold[row.tag], found))
-            macro = f1_score(gold[row.tag], found, average="macro", zero_division=0.0)
-            assert cell.macro_f1 == pytest.approx(macro)
-        if second is not None:
-            assert second.gain == pytest.approx(second.accuracy - first.accuracy)
-            assert second.low <= second.gain <= second.high
-    assert str(adapterx.summary(model).active) == "topics"
-
-
-def test_the_metric_by_hand() -> None:
-    # One of two right for class 0, both of class 1, none of class 2.
-    scores = ClassificationMetric().compute(predictions=[0, 1, 1, 1, 0], references=[0, 0, 1, 1, 2])
-    f1 = [2 * 1 / (2 + 1 + 1), 2 * 2 / (4 + 1), 0.0]
-    assert scores == {
-        "accuracy": pytest.approx(3 / 5),
-        "macro_f1": pytest.approx(sum(f1) / 3),
+def test_scores_are_those_of_scikit_learn(several: Measured) -> None:
+    table = table_of(several)
+    assert [row.tag for row in table.rows] == ["en", "ar", "sw", "yo"]  # then by English names
+    assert [row.name for row in table.rows] == ["English", "Arabic", "Swahili", "Yoruba"]
+    assert [row.script for row in table.rows] == ["Latin", "Arabic", "Latin", "Latin"]
+    assert [row.seen for row in table.rows] == [True, True, True, False]
+    macro = {"average": "macro", "zero_division": 0.0}
+    oracle: dict[str, Callable[..., float]] = {
+        "accuracy": accuracy_score,
+        "macro_precision": lambda truth, said: precision_score(truth, said, **macro),
+        "macro_recall": lambda truth, said: recall_score(truth, said, **macro),
+        "macro_f1": lambda truth, said: f1_score(truth, said, **macro),
     }
+    assert table.scores == tuple(oracle)
+    for row in table.rows:
+        for column, cell in row.cells.items():
+            said = [
+                one.predictions
+                for one in several.answered
+                if (one.language, one.column) == (row.tag, column)
+            ]
+            if not said:
+                assert cell is None
+                continue
+            assert cell is not None
+            assert (cell.runs, row.examples) == (2, 60)
+            for name, score in oracle.items():
+                expected = [score(TRUTH, run) for run in said]
+                known = cell.scores[name]
+                assert known.value == pytest.approx(np.mean(expected))
+                assert known.low <= known.value <= known.high
+                assert cell.std[name] == pytest.approx(np.std(expected, ddof=1))
 
 
-@pytest.mark.parametrize("better", ["stack", "alone"])
-def test_the_sign_of_a_gain_and_its_interval_say_which_is_better(
-    model: Any, tokenizer: Any, answers: Callable[..., list[str]], better: str
+def test_a_gain_is_the_difference_and_its_interval_the_paired_one(
+    measured: Make, draw: Draw
 ) -> None:
-    texts = _texts(60, seed=5)
-    right = answers(texts, STACK if better == "stack" else "topics")
-    other = answers(texts, "topics" if better == "stack" else STACK)
-    differ = sum(one != two for one, two in zip(right, other, strict=True))
-    assert 5 < differ < 60
-    columns = {"alone": {"sw": "topics"}, "stack": {"sw": STACK}}
-    tests = {"sw": _gold(texts, right)}
-    table = evaluate_languages(model, tokenizer, tests, columns, task="topics")
-    cell = table.rows[0].cells["stack"]
+    one = draw(TRUTH, 0.5, seed=0)
+    # The second column is right wherever the first is, and on nine examples more.
+    more = [at for at in range(60) if one[at] != TRUTH[at]][:9]
+    two = [TRUTH[at] if at in more else one[at] for at in range(60)]
+    cell = table_of(measured({"sw": {"task": one, "own": two}}, TRUTH)).rows[0].cells["own"]
     assert cell is not None
-    sign = 1 if better == "stack" else -1
-    assert cell.gain == pytest.approx(sign * differ / 60)
-    # A paired bootstrap of ones and zeros: near to the binomial interval.
-    share = differ / 60
-    width = 1.96 * (share * (1 - share) / 60) ** 0.5
-    assert sign * cell.low > 0
-    assert sign * cell.high > 0
-    assert cell.low == pytest.approx(cell.gain - width, abs=0.03)
-    assert cell.high == pytest.approx(cell.gain + width, abs=0.03)
-    again = evaluate_languages(model, tokenizer, tests, columns, task="topics")
-    assert again == table
+    gain = cell.gains["accuracy"]
+    assert gain.value == pytest.approx(9 / 60)
+    # Near to the binomial interval of a share; unpaired it would reach below zero.
+    width = 1.96 * (0.15 * 0.85 / 60) ** 0.5
+    assert gain.low == pytest.approx(0.15 - width, abs=0.02)
+    assert gain.high == pytest.approx(0.15 + width, abs=0.02)
+    assert gain.p < 0.01
+    assert gain.p_holm == gain.p  # a single language
 
 
-@pytest.mark.parametrize("count", [1, 2, 20])
-def test_equal_answers_gain_nothing_for_sure(model: Any, tokenizer: Any, count: int) -> None:
-    tests = {"sw": _gold(_texts(count, seed=0), ["art"] * count)}
-    columns = {"alone": {"sw": "topics"}, "again": {"sw": "topics"}}
-    table = evaluate_languages(model, tokenizer, tests, columns, task="topics")
-    cell = table.rows[0].cells["again"]
+def test_equal_answers_gain_nothing_for_sure(measured: Make, draw: Draw) -> None:
+    said = draw(TRUTH, 0.5, seed=0)
+    cell = table_of(measured({"sw": {"task": said, "own": said}}, TRUTH)).rows[0].cells["own"]
     assert cell is not None
-    assert (cell.gain, cell.low, cell.high) == (0, 0, 0)
+    for gain in cell.gains.values():
+        assert (gain.value, gain.low, gain.high, gain.p) == (0, 0, 0, 1)
 
 
-@pytest.mark.parametrize("count", [1, 2, 8])
-def test_a_gain_on_every_sentence_is_a_whole_one(
-    model: Any, tokenizer: Any, answers: Callable[..., list[str]], count: int
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_few_examples_give_a_table(measured: Make, count: int) -> None:
+    table = table_of(measured({"sw": {"task": [0] * count, "own": [1] * count}}, [1] * count))
+    cell = table.rows[0].cells["own"]
+    assert cell is not None
+    assert cell.gains["accuracy"].value == 1
+
+
+def test_columns_are_compared_with_the_one_that_is_asked_for(several: Measured) -> None:
+    forth, back = table_of(several), table_of(several, against="own")
+    for tag in (2, 3):
+        one, other = forth.rows[tag].cells["own"], back.rows[tag].cells["task"]
+        assert one is not None
+        assert other is not None
+        assert one.gains["accuracy"].value == pytest.approx(-other.gains["accuracy"].value)
+        assert one.gains["accuracy"].low == pytest.approx(-other.gains["accuracy"].high)
+    # Groups compare with that column too; languages without it are not in them.
+    assert back.groups[0].languages == ("sw", "yo")
+    with pytest.raises(UnknownNameError, match=r"no column 'onw'.*\(there: task, own\).*'own'"):
+        table_of(several, against="onw")
+
+
+def test_p_values_are_corrected_over_the_languages_of_a_column(several: Measured) -> None:
+    rows = table_of(several).rows
+    gains = [cell.gains["accuracy"] for row in rows if (cell := row.cells["own"]) is not None]
+    low, high = sorted(gains, key=lambda gain: gain.p)
+    assert low.p_holm == pytest.approx(min(1, 2 * low.p))
+    assert high.p_holm == pytest.approx(max(high.p, low.p_holm or 0))
+
+
+def test_a_mean_is_over_the_languages_without_labels(several: Measured) -> None:
+    table = table_of(several)
+    value = {
+        (row.tag, column): cell.scores["accuracy"].value
+        for row in table.rows
+        for column, cell in row.cells.items()
+        if cell is not None
+    }
+    groups = {group.name: group for group in table.groups}
+    assert {name: group.languages for name, group in groups.items()} == {
+        "languages without labels": ("ar", "sw", "yo"),
+        "languages with every column": ("sw", "yo"),
+        "languages seen in pretraining": ("ar", "sw"),
+        "languages not seen in pretraining": ("yo",),
+        "languages in Latin script": ("sw", "yo"),
+    }
+    everyone = groups["languages without labels"].cells
+    alone, own = everyone["task"], everyone["own"]
+    assert alone is not None
+    assert own is not None
+    expected = np.mean([value[tag, "task"] for tag in ("ar", "sw", "yo")])
+    assert alone.scores["accuracy"].value == pytest.approx(expected)
+    # Arabic has no such adapter: its user gets the first column.
+    with_own = np.mean([value["ar", "task"], value["sw", "own"], value["yo", "own"]])
+    assert own.scores["accuracy"].value == pytest.approx(with_own)
+    assert own.gains["accuracy"].value == pytest.approx(with_own - expected)
+    assert own.gains["accuracy"].p_holm is None
+
+
+def test_a_group_without_a_columns_languages_has_no_cell(measured: Make) -> None:
+    said = {"fr": {"task": TRUTH}, "de": {"task": TRUTH}, "yo": {"task": TRUTH, "own": TRUTH}}
+    table = table_of(measured(said, TRUTH))
+    cells = {group.name: group.cells["own"] for group in table.groups}
+    assert cells["languages seen in pretraining"] is None
+    assert cells["languages not seen in pretraining"] is not None
+
+
+def test_seen_is_what_a_user_says_and_unknown_for_unknown_encoders(several: Measured) -> None:
+    told = table_of(several, seen=["yo", "en"])
+    assert [row.seen for row in told.rows] == [True, False, False, True]
+    unknown = table_of(replace(several, encoder="my-encoder"))
+    assert {row.seen for row in unknown.rows} == {None}
+    assert not any("pretraining" in group.name for group in unknown.groups)
+
+
+def test_parallel_data_are_resampled_together(measured: Make, draw: Draw) -> None:
+    # The same answers to the same sentences in two languages: a mean over both is no surer than
+    # one alone. With ids the order in the files doesn't matter.
+    said = draw(TRUTH, 0.6, seed=0)
+    ids = [f"{at:03}" for at in range(60)]
+    order = np.random.default_rng(0).permutation(60)
+    shuffled = {"fr": [said[at] for at in order], "de": said}
+    truth = {"fr": [TRUTH[at] for at in order], "de": TRUTH}
+    joined = measured(
+        {tag: {"task": one} for tag, one in shuffled.items()},
+        truth,
+        ids={"fr": [ids[at] for at in order], "de": ids},
+    )
+    one = table_of(joined).rows[0].cells["task"]
+    (everyone, *_) = table_of(joined).groups
+    assert everyone.cells["task"] is not None
+    assert one is not None
+    assert everyone.cells["task"].scores["accuracy"] == one.scores["accuracy"]
+    apart = replace(
+        joined, tests={tag: replace(test, ids=()) for tag, test in joined.tests.items()}
+    )
+    (independent, *_) = table_of(apart).groups
+    known = independent.cells["task"]
+    assert known is not None
+    width = known.scores["accuracy"].high - known.scores["accuracy"].low
+    alone = one.scores["accuracy"].high - one.scores["accuracy"].low
+    assert width == pytest.approx(alone / 2**0.5, rel=0.2)
+
+
+def test_a_table_is_the_same_each_time_and_another_with_another_seed(several: Measured) -> None:
+    assert table_of(several) == table_of(several)
+    assert table_of(several) != table_of(several, seed=1)
+    assert table_of(several).resamples == 2000
+    assert table_of(several, resamples=300).resamples == 300
+
+
+def test_many_languages_get_more_resamples(measured: Make) -> None:
+    tags = ["en", *(f"en-x-{index}" for index in range(43))]
+    table = table_of(measured({tag: {"task": [0, 1], "own": [1, 1]} for tag in tags}, [1, 1]))
+    assert table.resamples == 2200
+
+
+def test_a_language_that_no_column_answers_has_no_row(several: Measured) -> None:
+    table = table_of(_part(several, column="own"))
+    assert [row.tag for row in table.rows] == ["sw", "yo"]
+    kept = replace(several, answered=_part(several, column="own").answered)
+    assert table_of(kept) == table
+
+
+def test_nothing_measured_is_an_error(measured: Make) -> None:
+    with pytest.raises(DataError, match="Nothing was measured"):
+        table_of(measured({}, {}))
+
+
+def test_costs_are_counted_by_column(several: Measured) -> None:
+    column = table_of(several).columns["task"]
+    assert (column.parameters, column.share, column.size_bytes) == (1000, 0.01, 4000)
+    assert column.examples_per_second == pytest.approx(4 * 2 * 60 / (4 * 2 * 2.0))
+    assert (column.memory_bytes, column.training_seconds) == (None, None)
+
+
+# ------------------------------------------------------------------ answers of several processes
+
+
+def _part(several: Measured, **wanted: str) -> Measured:
+    kept = tuple(
+        one
+        for one in several.answered
+        if all(getattr(one, key) == value for key, value in wanted.items())
+    )
+    tags = {one.language for one in kept}
+    tests = {tag: test for tag, test in several.tests.items() if tag in tags}
+    return replace(several, tests=tests, answered=kept)
+
+
+@pytest.mark.parametrize("by", ["column", "run", "language"])
+def test_what_was_measured_apart_and_saved_is_the_table_of_all(
+    several: Measured, by: str, tmp_path: Path
 ) -> None:
-    texts = _texts(200, seed=9)
-    one, two = answers(texts, "topics"), answers(texts, STACK)
-    chosen = [at for at in range(200) if one[at] != two[at]][:count]
-    assert len(chosen) == count
-    tests = {"sw": _gold([texts[at] for at in chosen], [two[at] for at in chosen])}
-    columns = {"alone": {"sw": "topics"}, "stack": {"sw": STACK}}
-    cell = (
-        evaluate_languages(model, tokenizer, tests, columns, task="topics").rows[0].cells["stack"]
-    )
-    assert cell is not None
-    assert cell.gain == 1
-    # One sentence says nothing about others.
-    assert (cell.low, cell.high) == ((1, 1) if count > 1 else (0, 0))
+    values = dict.fromkeys(getattr(one, by) for one in several.answered)
+    parts = []
+    for value in values:
+        _part(several, **{by: value}).save(tmp_path / f"{value}.json")
+        parts.append(Measured.load(tmp_path / f"{value}.json"))
+    together, whole = table_of(merge(parts)), table_of(several)
+    assert together.rows == whole.rows
+    assert together.groups == whole.groups
 
 
-def test_a_label_of_the_test_data_that_the_task_lacks_is_an_error(
-    model: Any, tokenizer: Any
-) -> None:
-    tests = {"sw": [Example("w1", None, "art"), Example("w2", None, "sport")]}
-    with pytest.raises(DataError) as caught:
-        evaluate_languages(model, tokenizer, tests, {"a": {"sw": "topics"}}, task="topics")
-    assert str(caught.value) == (
-        "The test data of sw has the label 'sport', which 'topics' does not know "
-        "(it answers art, law, food)."
-    )
-
-
-def test_an_unknown_adapter_in_a_composition_is_an_error(model: Any, tokenizer: Any) -> None:
-    tests = {"sw": [Example("w1", None, "art")]}
-    adapterx.activate(model, "topics")
-    with pytest.raises(UnknownNameError, match="'yo'"):
-        columns = {"a": {"sw": Stack("yo", "topics")}}
-        evaluate_languages(model, tokenizer, tests, columns, task="topics")
-    assert str(adapterx.summary(model).active) == "topics"
-
-
-# ------------------------------------------------------------------ a table of known numbers
-
-
-def _cell(
-    accuracy: float, f1: float, gain: float = 0.0, low: float = 0.0, high: float = 0.0
-) -> Cell:
-    return Cell("topics", accuracy, f1, gain, low, high)
-
-
-@pytest.fixture
-def table() -> Table:
-    return Table(
-        task="topics",
-        source="en",
-        columns=("task adapter", "<stack> & more"),
-        rows=(
-            Row(
-                "en",
-                "English",
-                "Latin",
-                84,
-                {"task adapter": _cell(0.95, 0.94), "<stack> & more": None},
-            ),
-            Row(
-                "fr",
-                "French",
-                "Latin",
-                84,
-                {"task adapter": _cell(0.8, 0.7), "<stack> & more": None},
-            ),
-            Row(
-                "mi",
-                "Māori",
-                "Latin",
-                84,
-                {
-                    "task adapter": _cell(0.3, 0.2),
-                    "<stack> & more": _cell(0.6, 0.5, 0.3, 0.211, 0.4),
-                },
-            ),
-            Row(
-                "sw",
-                "Swahili",
-                "Latin",
-                84,
-                {
-                    "task adapter": _cell(0.7, 0.6),
-                    "<stack> & more": _cell(0.65, 0.58, -0.05, -0.12, 0.02),
-                },
-            ),
-        ),
-    )
-
-
-def test_an_average_is_over_the_languages_without_labels(table: Table) -> None:
-    assert [row.tag for row in table.targets()] == ["fr", "mi", "sw"]
-    assert table.average("task adapter") == pytest.approx((0.8 + 0.3 + 0.7) / 3)
-    assert table.average("task adapter", "macro_f1") == pytest.approx((0.7 + 0.2 + 0.6) / 3)
-    # French has no such adapter: its user gets the first column.
-    assert table.average("<stack> & more") == pytest.approx((0.8 + 0.6 + 0.65) / 3)
-
-
-def test_a_table_is_json(table: Table) -> None:
-    data = json.loads(json.dumps(table.to_dict(), allow_nan=False))
-    assert data["columns"] == ["task adapter", "<stack> & more"]
-    assert data["rows"][0]["cells"]["<stack> & more"] is None
-    assert data["rows"][2]["cells"]["<stack> & more"]["low"] == 0.211
-    assert data["averages"]["task adapter"]["accuracy"] == pytest.approx(0.6)
-    only = Table("topics", "en", table.columns, table.rows[:1])
-    assert json.loads(json.dumps(only.to_dict(), allow_nan=False))["averages"] == {}
-
-
-def test_a_terminal_gets_scores_gains_and_averages(table: Table) -> None:
-    stream = io.StringIO()
-    print_table(table, Console(file=stream, width=140, color_system=None))
-    lines = {line.split("(")[0].strip(" │┃"): line for line in stream.getvalue().splitlines()}
-    assert "0.950 / 0.940" in lines["English"]
-    assert "labels" in lines["English"]
-    assert "–" in lines["French"]
-    assert "+30.0 [+21.1, +40.0]" in lines["Māori"]
-    assert "-5.0 [-12.0, +2.0]" in lines["Swahili"]
-    (mean,) = (line for line in stream.getvalue().splitlines() if "mean of 3" in line)
-    assert "0.600 / 0.500" in mean
-    assert "0.683 / 0.593" in mean
+def test_what_does_not_belong_together_is_not_merged(several: Measured, measured: Make) -> None:
+    with pytest.raises(DataError, match="Column 'task', run 'topics-0' was measured twice for sw"):
+        merge([several, _part(several, language="sw", column="task")])
+    other = measured({"sw": {"other": TRUTH[::-1]}}, TRUTH[::-1])
+    with pytest.raises(DataError, match="The test data of sw differ between 'topics' and 'topics'"):
+        merge([several, other])
+    labels = measured({"sw": {"other": TRUTH}}, TRUTH, labels=("a", "b", "c"), name="news")
+    with pytest.raises(DataError, match=r"Answers of 'news' \(text-classification; a, b, c\)"):
+        merge([several, labels])
 
 
 @pytest.mark.parametrize(
-    "columns", [("task adapter",), ("task adapter", "<stack> & more")], ids=len
+    "text", ["", "[]", "{}", '{"format": 9}', '{"format": 1, "name": "x"}', '"x"']
 )
-def test_a_picture_is_a_png_that_grows_with_the_languages(
-    table: Table, columns: tuple[str, ...]
-) -> None:
-    heights: list[int] = []
-    for rows in (1, 2, 4):
-        data = picture(Table("topics", "en", columns, table.rows[:rows]))
-        assert data[:8] == b"\x89PNG\r\n\x1a\n"
-        assert data[-8:-4] == b"IEND"
-        width, height = struct.unpack(">II", data[16:24])
-        assert width >= 1000
-        heights.append(height)
-    assert heights[2] - heights[1] == pytest.approx(2 * (heights[1] - heights[0]), abs=2)
-    assert heights[1] > heights[0] > 150
+def test_a_broken_file_of_answers_is_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "answers.json"
+    path.write_text(text)
+    with pytest.raises(FormatError, match=r"answers\.json cannot be read as answers"):
+        Measured.load(path)
 
 
-class _Page(HTMLParser):
-    """Collects the elements of a page, their attributes and its words."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.open: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.words: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in {"meta", "img"}:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
+def test_a_file_of_answers_is_replaced_whole(several: Measured, tmp_path: Path) -> None:
+    path = tmp_path / "made" / "answers.json"
+    several.save(path)
+    first = path.read_bytes()
+    several.save(path)
+    assert path.read_bytes() == first
+    assert [one.name for one in path.parent.iterdir()] == ["answers.json"]
 
 
-def test_a_page_is_self_contained_and_escapes_every_text(table: Table, tmp_path: Path) -> None:
-    path = tmp_path / "table.html"
-    title = "<b>Topics</b> & 'more' {braces}"
-    notes = ["<script>alert(1)</script>", "100 % & {more}", 'a "quoted" note']
-    write_page(table, path, title=title, notes=notes)
-    text = path.read_text(encoding="utf-8")
-    assert text.startswith("<!doctype html>")
-    page = _Page(text)
-    assert page.open == []
-    assert not {"script", "link", "iframe", "b"} & {*page.tags}
-    words = " ".join(page.words)
-    for shown in (title, *notes, "<stack> & more", "Māori", "mean of 3 without labels", "+30.0"):
-        assert shown in words
-    assert words.count("labels") >= 2
-    sources = [value for name, value in page.attributes if name in {"src", "href"}]
-    assert len(sources) == 1
-    kind, _, image = str(sources[0]).partition(",")
-    assert kind == "data:image/png;base64"
-    assert base64.b64decode(image, validate=True) == picture(table)
-    assert re.findall(r"https?://|url\(|@import", text.replace(str(sources[0]), "")) == []
+# ------------------------------------------------------------------ numbers in files
+
+
+def test_a_table_is_json(several: Measured) -> None:
+    data = json.loads(json.dumps(table_of(several).to_dict(), allow_nan=False))
+    assert list(data["columns"]) == ["task", "own"]
+    assert data["rows"][1]["cells"]["own"] is None
+    assert data["groups"][0]["cells"]["own"]["gains"]["accuracy"]["p"] <= 1
+
+
+def test_a_table_as_csv_holds_every_number(several: Measured) -> None:
+    table = table_of(several)
+    lines: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(as_csv(table))))
+    cells = sum(cell is not None for row in table.rows for cell in row.cells.values())
+    means = sum(cell is not None for group in table.groups for cell in group.cells.values())
+    assert len(lines) == 4 * (cells + means)
+    (one,) = (
+        line
+        for line in lines
+        if (line["language"], line["column"], line["score"]) == ("sw", "own", "macro_f1")
+    )
+    cell = table.rows[2].cells["own"]
+    assert cell is not None
+    assert float(one["value"]) == cell.scores["macro_f1"].value
+    assert float(one["gain_low"]) == cell.gains["macro_f1"].low
+    assert float(one["p_holm"]) == cell.gains["macro_f1"].p_holm
+    assert one["composition"] == "Stack(sw, topics-0)"
+    assert {line["gain"] for line in lines if line["column"] == "task"} == {""}

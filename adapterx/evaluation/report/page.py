@@ -45,6 +45,8 @@ def page(
     environment.filters |= {
         "score_name": words.score_name,
         "interval": words.interval,
+        "most": words.most,
+        "number": words.number,
         "points": words.points,
         "between": words.between,
         "mark": words.mark,

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from adapterx.errors import DependencyError
 from adapterx.evaluation.bootstrap import Estimate
-from adapterx.evaluation.report.words import mark, score_name
+from adapterx.evaluation.report.words import mark, most, number, score_name
 from adapterx.evaluation.table import Row, Table
 
 __all__ = ["COLOURS", "bars", "heat_map"]
@@ -27,6 +27,7 @@ def bars(table: Table, form: Literal["png", "svg"] = "png") -> bytes:
         DependencyError: If matplotlib is not installed.
     """
     # Bars are a unit apart; what a language has of them shares its middle.
+    full = most(table.score)
     middles: list[float] = []
     bottom = 0.0
     shown: dict[str, list[tuple[float, Estimate]]] = {column: [] for column in table.columns}
@@ -54,12 +55,12 @@ def bars(table: Table, form: Literal["png", "svg"] = "png") -> bytes:
             label=column,
         )
         for (at, one), above in zip(known, errors[1], strict=True):
-            end = one.value + above + 0.008
-            axes.text(end, at, f"{one.value:.2f}", va="center", fontsize=7)
+            end = one.value + above + 0.008 * full
+            axes.text(end, at, number(one.value, table.score), va="center", fontsize=7)
     lowest = min(one.low for known in shown.values() for _, one in known)
     axes.set_yticks(middles, [_name(row, table) for row in table.rows])
     axes.set_ylim(bottom - _GAP, -1)
-    axes.set_xlim(min(0.0, 1.05 * lowest), 1.08)
+    axes.set_xlim(min(0.0, 1.05 * lowest), 1.08 * full)
     axes.set_xlabel(f"{score_name(table.score)} with 95 % intervals, {_examples(table.rows)}")
     axes.set_title(_title(table), loc="left")
     axes.spines[["top", "right"]].set_visible(False)
@@ -97,7 +98,7 @@ def heat_map(table: Table, form: Literal["png", "svg"] = "png") -> bytes:
             axes.text(
                 across,
                 down,
-                f"{value:.3f}{mark(gain) if gain else ''}",
+                f"{number(value, table.score)}{mark(gain) if gain else ''}",
                 ha="center",
                 va="center",
                 fontsize=7,

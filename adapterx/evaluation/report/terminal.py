@@ -16,6 +16,7 @@ from adapterx.evaluation.report.words import (
     interval,
     legend,
     mark,
+    number,
     points,
     score_name,
 )
@@ -38,7 +39,13 @@ def print_table(table: Table, console: Console) -> None:
 
 
 def _grid(title: str) -> Grid:
-    return Grid(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Grid(
+        title=escape(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
 
 
 def _languages(table: Table) -> Grid:
@@ -76,9 +83,9 @@ def _groups(table: Table) -> Grid:
             numbers = ["–"]
             if cell is not None:
                 known, gain = cell.scores[score], cell.gains.get(score)
-                numbers = [f"{known.value:.3f}", interval(known)]
-                numbers.append(f"{cell.std[score]:.3f}" if cell.std else "")
-                numbers += [_gain(gain), between(gain)] if gain else []
+                numbers = [number(known.value, score), interval(known, score)]
+                numbers.append(number(cell.std[score], score) if cell.std else "")
+                numbers += [_gain(gain, score), between(gain, score)] if gain else []
             last = at == len(group.cells) - 1
             grid.add_row(f"  {escape(column)}", *numbers, end_section=last)
     return grid
@@ -101,17 +108,17 @@ def _cell(cell: Cell | None, score: str, *, roomy: bool) -> str:
     if cell is None:
         return "–"
     known, gain = cell.scores[score], cell.gains.get(score)
-    text = f"{known.value:.3f}"
+    text = number(known.value, score)
     if roomy:
-        text += f" [dim]{interval(known)}[/dim]"
+        text += f" [dim]{interval(known, score)}[/dim]"
     if gain is not None:
-        text += f" {_gain(gain)}"
+        text += f" {_gain(gain, score)}"
         if roomy:
-            text += f" [dim]{between(gain)}[/dim]"
+            text += f" [dim]{between(gain, score)}[/dim]"
     return text
 
 
-def _gain(gain: Gain) -> str:
+def _gain(gain: Gain, score: str) -> str:
     sure = mark(gain)
     style = ("green" if gain.value > 0 else "red") if sure else "dim"
-    return f"[{style}]{points(gain.value)}{sure:<2}[/{style}]"
+    return f"[{style}]{points(gain.value, score)}{sure:<2}[/{style}]"

@@ -8,9 +8,21 @@ from typing import Final
 from adapterx.evaluation.bootstrap import Estimate, Gain
 from adapterx.evaluation.table import Column, Table
 
-__all__ = ["between", "costs", "interval", "legend", "mark", "points", "score_name", "size"]
+__all__ = [
+    "between",
+    "costs",
+    "interval",
+    "legend",
+    "mark",
+    "most",
+    "number",
+    "points",
+    "score_name",
+    "size",
+]
 
 _ALPHA: Final = 0.05
+_HUNDREDS: Final = frozenset({"bleu", "chrf"})
 
 
 def score_name(score: str) -> str:
@@ -19,19 +31,31 @@ def score_name(score: str) -> str:
     return " ".join(words.get(part, part) for part in score.split("_"))
 
 
-def interval(known: Estimate) -> str:
-    """Return an interval of scores."""
-    return f"{known.low:.2f} to {known.high:.2f}"
+def most(score: str) -> float:
+    """Return the highest value of a score: 1, or 100 for those sacrebleu gives."""
+    return 100.0 if score in _HUNDREDS else 1.0
 
 
-def between(gain: Gain) -> str:
+def number(value: float, score: str) -> str:
+    """Return a score as it is usually written: three places of one, or one of a hundred."""
+    return f"{value:.3f}" if most(score) == 1 else f"{value:.1f}"
+
+
+def interval(known: Estimate, score: str) -> str:
+    """Return an interval of a score."""
+    places = 2 if most(score) == 1 else 1
+    return f"{known.low:.{places}f} to {known.high:.{places}f}"
+
+
+def points(value: float, score: str) -> str:
+    """Return a difference of a score in points of a hundred, with its sign."""
+    # Adding zero takes the sign off a rounded nothing.
+    return f"{round(100 * value / most(score), 1) + 0.0:+.1f}".replace("-", "−")
+
+
+def between(gain: Gain, score: str) -> str:
     """Return the interval of a difference, in points."""
-    return f"{points(gain.low)} to {points(gain.high)}"
-
-
-def points(value: float) -> str:
-    """Return a difference of scores in points, with its sign."""
-    return f"{100 * value:+.1f}".replace("-", "−")
+    return f"{points(gain.low, score)} to {points(gain.high, score)}"
 
 
 def mark(gain: Gain) -> str:
