@@ -16,7 +16,9 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 # Python looks in this folder first, where evaluate.py would hide the package of that name.
@@ -60,7 +62,8 @@ def main(arguments: list[str]) -> None:
     task, train = read_training(settings.build_task(), settings)
     dev, tests = read_dev(task, settings), read_tests(task, settings)
     if options.smoke:
-        train = list(islice(train, 2 * config.batch_size))
+        first = train if isinstance(train, Sequence) else train.shuffled(config.seed)
+        train = list(islice(first, 2 * config.batch_size))
         dev = dev[:8]
         tests = {tag: records[:8] for tag, records in tests.items()}
 

@@ -18,6 +18,7 @@ from adapterx.data import (
     read_rows,
     relabel,
 )
+from adapterx.errors import ConfigError
 from adapterx.tasks.task import Task
 from adapterx.training.batches import Records
 from adapterx.training.settings import BALANCED, RunSettings
@@ -89,14 +90,16 @@ def _parts(
     for tag, path in paths.items():
         rows: Stream[Row] = read_rows(path, split=split, language=tag or None)
         if settings.label_map:
-            rows = relabel(rows, settings.label_map, columns=_label_columns(task))
+            rows = relabel(rows, settings.label_map, column=_label_column(task))
         parts[tag] = rows.map(task.record)
     return parts
 
 
-def _label_columns(task: Task[Any]) -> list[str]:
-    names = (getattr(task, name, None) for name in ("label_column", "tags_column"))
-    return [name for name in names if name]
+def _label_column(task: Task[Any]) -> str:
+    for name in ("label_column", "tags_column"):
+        if hasattr(task, name):
+            return str(getattr(task, name))
+    raise ConfigError(f"label_map is set, but records of {task.kind} have no label. Leave it out.")
 
 
 def _chained(parts: Sequence[Stream[Any]]) -> Stream[Any]:

@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from adapterx.methods import Method
     from adapterx.tasks.task import Task
 
-__all__ = ["RunSettings", "add_flags", "add_training_flags", "method_from", "read_settings"]
+__all__ = [
+    "BALANCED",
+    "RunSettings",
+    "add_flags",
+    "add_training_flags",
+    "method_from",
+    "read_settings",
+]
 
 _FLAGS: Final[Mapping[str, str]] = {
     "model": "e5-small-q4, a folder, or a Hub id",
@@ -47,12 +54,12 @@ _FLAGS: Final[Mapping[str, str]] = {
     "output": "folder of the new adapter, or model",
     "resume": "true to go on from the newest checkpoint, or the folder of one",
 }
+BALANCED: Final = "balanced"
 _CHOICES: Final[Mapping[str, Sequence[str]]] = {
     "pooling": ("auto", "mean", "model"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "mixing": ("concatenate", "temperature", BALANCED),
 }
-BALANCED: Final = "balanced"
 _KIND: Final = "text-classification"
 _MANY: Final = ("train", "dev", "test")
 # YAML 1.1 reads the word no, a language's tag and a precision, as false.
