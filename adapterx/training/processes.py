@@ -76,16 +76,19 @@ def accelerator_for(config: TrainingConfig, *, folder: Path | None = None) -> Ac
 
 
 def check_accelerator(accelerator: Accelerator) -> None:
-    """Refuse ways to train that shard the model.
+    """Refuse what this loop, or the device, does not do.
 
     Raises:
-        ConfigError: If it is one.
+        ConfigError: If the model is sharded, or fp16 is asked of a CPU.
     """
     if accelerator.distributed_type in _UNFIT:
         raise ConfigError(
             f"Accelerate is set to {accelerator.distributed_type.value}, which shards the model; "
             "this loop holds it whole on each device. Launch with --multi_gpu, or on the CPU."
         )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        # Accelerate would train in float32 without a word.
+        raise ConfigError("mixed_precision is 'fp16', which needs a GPU. Use bf16 or no on a CPU.")
 
 
 def share_weights(parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:

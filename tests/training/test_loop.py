@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
@@ -506,6 +507,37 @@ def test_another_precision_in_the_same_process_is_a_clear_error(
     with pytest.raises(ConfigError, match=r"mixed_precision 'no' .* or a fresh process\."):
         run_fit(ready, config={"mixed_precision": "no"})
     run_fit(ready, config={"mixed_precision": "bf16"})
+
+
+@pytest.mark.usefixtures("precision")
+def test_fp16_without_a_gpu_is_an_error(ready: Any, run_fit: Callable[..., Result]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match=r"'fp16', which needs a GPU\. Use bf16 or no on a CPU\."):
+        run_fit(ready, config={"mixed_precision": "fp16"})
+
+
+@pytest.mark.usefixtures("precision")
+def test_the_scale_of_fp16_changes_nothing_but_a_step_that_overflows(
+    build: Callable[..., Any], run_fit: Callable[..., Result]
+) -> None:
+    _, plain = _trained(build, run_fit, config={"epochs": 2})
+    scaled = Accelerator()
+    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    _, same = _trained(build, run_fit, config={"epochs": 2}, accelerator=scaled)
+    # A power of two moves exponents only.
+    assert all(torch.equal(plain[name], same[name]) for name in plain)
+    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    _, fresh = _trained(build, run_fit, config={"epochs": 1, "learning_rate": 0.0})
+    _, still = _trained(
+        build,
+        run_fit,
+        config={"epochs": 1},
+        accelerator=scaled,
+        loss=lambda model, batch: 1e6 * TASK.loss(model, batch),
+    )
+    assert all(torch.equal(fresh[name], still[name]) for name in fresh)
+    assert scaled.scaler.get_scale() == 2.0**125  # halved by each of two steps
 
 
 # ------------------------------------------------------------------ errors
