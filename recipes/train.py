@@ -7,7 +7,8 @@ Command:  python recipes/train.py --config recipes/configs/topics.yaml
           ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 recipes/train.py … (two processes)
           Every key of the file is a flag too: --epochs 3. A method's own learning rate is used
           unless one is given: bottleneck 2e-3, lora 1e-3, head 1e-2, full 5e-5.
-Measured: the column "task adapter" of the README's table (seed 0, two CPU cores, one minute).
+Measured: topics.yaml with seed 0, accuracy on 84 sentences a language: en .964, fr .893, zh .893,
+          sw .655; with --method lora .976, .917, .940, .643. One minute on a CPU core.
 """
 
 from __future__ import annotations
