@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 # Python looks in this folder first, where evaluate.py would hide the package of that name.
