@@ -1,7 +1,9 @@
-"""Data: records, plain lines and translation pairs, read from files line by line."""
+"""Data: rows, plain lines and translation pairs, read from files line by line."""
 
 from __future__ import annotations
 
-from adapterx.data.readers import Pair, Row, read_lines, read_pairs, read_rows
+from adapterx.data.lines import read_lines
+from adapterx.data.pairs import Pair, read_pairs
+from adapterx.data.rows import Row, read_rows
 
 __all__ = ["Pair", "Row", "read_lines", "read_pairs", "read_rows"]
