@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from adapterx.data.folders import files_of
 from adapterx.data.lines import read_lines
 from adapterx.data.pairs import Pair, read_pairs
 from adapterx.data.rows import Row, read_rows
 
-__all__ = ["Pair", "Row", "read_lines", "read_pairs", "read_rows"]
+__all__ = ["Pair", "Row", "files_of", "read_lines", "read_pairs", "read_rows"]

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
 
-from adapterx.data.conll import conll_records, conllu_records, iob2_records
-from adapterx.data.documents import json_records
-from adapterx.data.tables import csv_records, jsonl_records, tsv_records
-from adapterx.errors import DataError, UnknownNameError
+from adapterx.data.folders import files_of
+from adapterx.data.formats import Records, file_records
+from adapterx.data.hub import SCHEME, dataset_records
+from adapterx.errors import ConfigError, DataError, UnknownNameError
 from adapterx.languages import standard_tag
 
-__all__ = ["FORMATS", "Row", "ending_of", "read_rows"]
-
-_Records: TypeAlias = Iterator[tuple[str, dict[str, object]]]
-
-FORMATS: Final[Mapping[str, Callable[[Path], _Records]]] = {
-    ".jsonl": jsonl_records,
-    ".csv": csv_records,
-    ".tsv": tsv_records,
-    ".json": json_records,
-    ".conll": conll_records,
-    ".conllu": conllu_records,
-    ".iob": conll_records,
-    ".bio": conll_records,
-    ".iob2": iob2_records,
-}
+__all__ = ["Row", "read_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,46 +45,63 @@ class Row:
 
 
 def read_rows(
-    path: str | Path, *, language: str | None = None, language_column: str | None = None
+    source: str | Path,
+    *,
+    split: str | None = None,
+    language: str | None = None,
+    language_column: str | None = None,
+    revision: str | None = None,
 ) -> Iterator[Row]:
-    """Read the records of a file, one by one.
+    """Read the records of a file, a folder or a data set, one by one.
 
     Args:
-        path: JSON lines, a table with a header line, CoNLL or CoNLL-U, or a JSON document, by
-            its ending, one of `FORMATS`; ``.gz`` may follow.
-        language: Tag, or name, of the file's language.
+        source: JSON lines, a table with a header line, CoNLL or CoNLL-U, or a JSON document, by
+            its ending, one of `adapterx.data.formats.FORMATS`, after which ``.gz`` may follow; a
+            folder with a file for each language (`adapterx.data.files_of`), whose names say the
+            languages; or ``hf:user/name`` or ``hf:user/name:configuration``, which the
+            `datasets` library loads.
+        split: Split of a folder or data set; None for the only one.
+        language: Tag, or name, of the language.
         language_column: Field with the language of each record, where they have several; where
-            it is blank, `language` holds.
+            it is blank, the file's holds.
+        revision: Branch, tag or commit of a data set.
 
     Yields:
-        The records in order.
+        The records in order, those of a folder language by language.
 
     Raises:
-        DataError: If the file cannot be read, or has a broken line; with the line's number.
+        DataError: If the source cannot be read, or a record is broken; with file and line.
+        HubError: If a data set's Hub cannot be reached.
         UnknownNameError: If `language` is none.
     """
-    path = Path(path)
-    read = FORMATS.get(ending_of(path))
-    if read is None:
-        raise DataError(
-            f"{path} ends in {ending_of(path) or 'nothing'!r}. Give a file that ends in "
-            f"{', '.join(FORMATS)} (or the same with .gz)."
-        )
     default = None if language is None else standard_tag(language)
     tags: dict[str, str] = {}
-    for place, fields in read(path):
-        where = f"{path}, {place}"
-        tag = default
-        if language_column is not None:
-            said = _said(fields, language_column, where)
-            if said:
-                tag = tags[said] = tags.get(said) or _tag(said, where)
-        yield Row(fields, where, tag)
+    for origin, tag, records in _origins(source, split, default, revision):
+        for place, fields in records:
+            where = f"{origin}, {place}"
+            said = _said(fields, language_column, where) if language_column is not None else ""
+            if said and said not in tags:
+                tags[said] = _tag(said, where)
+            yield Row(fields, where, tags[said] if said else tag)
 
 
-def ending_of(path: Path) -> str:
-    """Return a file's ending, the one before ``.gz`` if it is packed."""
-    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+def _origins(
+    source: str | Path, split: str | None, language: str | None, revision: str | None
+) -> Iterator[tuple[str | Path, str | None, Records]]:
+    """Yield what has a name of its own: its name, its language and its records."""
+    if isinstance(source, str) and source.startswith(SCHEME):
+        yield source, language, dataset_records(source, split=split, revision=revision)
+        return
+    if revision is not None:
+        raise ConfigError(f"revision is {revision!r}, but {source} is no data set of a Hub.")
+    if Path(source).is_dir():
+        for tag, path in files_of(source, split).items():
+            if language is None or tag == language:
+                yield path, tag, file_records(path)
+        return
+    if split is not None:
+        raise ConfigError(f"split is {split!r}, but {source} is a single file. Leave it out.")
+    yield source, language, file_records(Path(source))
 
 
 def _said(fields: Mapping[str, object], column: str, where: str) -> str:

@@ -228,8 +228,8 @@ def test_a_broken_file_is_named_with_its_line(
     assert text.endswith((".", "?"))
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_without_files_is_no_data(tmp_path: Path) -> None:
     folder = tmp_path / "data.jsonl"
     folder.mkdir()
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="has no data files"):
         read_examples(folder)
