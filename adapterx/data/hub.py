@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from adapterx.errors import DataError, HubError, near_match
 
-__all__ = ["SCHEME", "dataset_records"]
+__all__ = ["SCHEME", "dataset_records", "dataset_splits"]
 
 SCHEME: Final = "hf:"
 
@@ -29,13 +30,8 @@ def dataset_records(
         DataError: If there is no such data set, configuration or split, or it is broken.
         HubError: If the Hub cannot be reached.
     """
-    import datasets
-
-    name, _, configuration = source.removeprefix(SCHEME).partition(":")
-    try:
-        loaded = datasets.load_dataset(
-            name, configuration or None, revision=revision, streaming=True
-        )
+    with _one_line(source):
+        loaded = _load(source, revision)
         if split is None and len(loaded) == 1:
             (split,) = loaded
         if split not in loaded:
@@ -50,6 +46,32 @@ def dataset_records(
                 f"{split}[{index}]",
                 {key: _named(features.get(key), value) for key, value in record.items()},
             )
+
+
+def dataset_splits(source: str, *, revision: str | None = None) -> list[str]:
+    """Return the splits of a data set.
+
+    Raises:
+        DataError, HubError: As `dataset_records`.
+    """
+    with _one_line(source):
+        return list(_load(source, revision))
+
+
+def _load(source: str, revision: str | None) -> Any:
+    """Return what the library makes of a source, by split; nothing is read yet."""
+    import datasets
+
+    name, _, configuration = source.removeprefix(SCHEME).partition(":")
+    return datasets.load_dataset(name, configuration or None, revision=revision, streaming=True)
+
+
+@contextmanager
+def _one_line(source: str) -> Iterator[None]:
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
     except DataError:
         raise
     except ConnectionError as error:
@@ -57,7 +79,7 @@ def dataset_records(
             f"{source} cannot be read: the Hub did not answer ({_line(error)}). Check the "
             "connection, or give a folder: hf:/path/to/folder."
         ) from error
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise DataError(f"{source} cannot be read: {_line(error)}.") from error
 
 
