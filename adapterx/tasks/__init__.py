@@ -37,21 +37,13 @@ TASKS: Final[Mapping[str, type[Task[Any]]]] = {
 }
 
 
-def read_records(
-    task: Task[Any],
-    path: str | Path,
-    *,
-    split: str | None = None,
-    language: str | None = None,
-    language_column: str | None = None,
-) -> list[Any]:
-    """Read the records of a task; `adapterx.data.read_rows` says of what.
+def read_records(task: Task[Any], path: str | Path, *, language: str | None = None) -> list[Any]:
+    """Read the records of a task from a file; `adapterx.data.read_rows` says which files.
 
     Raises:
         DataError: If the file is empty, or a record is wrong, with its line.
     """
-    rows = read_rows(path, split=split, language=language, language_column=language_column)
-    records = [task.record(row) for row in rows]
+    records = [task.record(row) for row in read_rows(path, language=language)]
     if not records:
         raise DataError(f"{path} is empty. It needs one record a line.")
     return records

@@ -10,20 +10,14 @@ from typing import Any
 
 import pytest
 
-from adapterx.data import Pair, read_lines, read_pairs
+from adapterx.data import Example, Pair, read_examples, read_lines, read_pairs
 from adapterx.errors import DataError
-from adapterx.tasks import read_records
-from adapterx.tasks.classification import Example, TextClassification
 
 EXAMPLES = [
     Example("Timu ilishinda mechi.", None, "sport"),
     Example('He said "no", twice, then\tleft.', None, "law"),
     Example("面粉价格飞涨", None, "business"),
 ]
-
-
-def read_examples(path: str | Path) -> list[Any]:
-    return read_records(TextClassification(), path)
 
 
 def _jsonl(examples: list[Example]) -> str:
@@ -39,7 +33,6 @@ def _table(examples: list[Example], delimiter: str) -> str:
     return "".join(delimiter.join(f'"{cell}"' for cell in row) + "\n" for row in rows)
 
 
-RECORDS = [{"text": one.text, "label": one.label} for one in EXAMPLES]
 FORMATS = {
     "jsonl": (".jsonl", _jsonl(EXAMPLES)),
     "blank lines": (".jsonl", "\n" + _jsonl(EXAMPLES).replace("\n", "\n\n")),
@@ -47,8 +40,6 @@ FORMATS = {
     "csv": (".csv", _table(EXAMPLES, ",")),
     "tsv": (".tsv", _table(EXAMPLES, "\t")),
     "csv with blank lines": (".csv", _table(EXAMPLES, ",") + "\n\n"),
-    "json": (".json", json.dumps(RECORDS, indent=1)),
-    "json under data": (".json", json.dumps({"data": RECORDS, "version": "1"})),
     "csv without a last newline": (".csv", _table(EXAMPLES, ",").rstrip("\n")),
     "csv, windows line ends": (".csv", _table(EXAMPLES, ",").replace("\n", "\r\n")),
 }
@@ -57,22 +48,22 @@ FORMATS = {
 @pytest.mark.parametrize(("ending", "text"), FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "with byte order mark"])
 @pytest.mark.parametrize("packed", [False, True], ids=["as it is", "gz"])
-def test_every_format_reads_to_the_same_records(
+def test_every_format_reads_to_the_same_examples(
     tmp_path: Path, ending: str, text: str, mark: str, packed: bool
 ) -> None:
     path = tmp_path / f"data{ending}{'.gz' if packed else ''}"
     raw = (mark + text).encode()
     path.write_bytes(gzip.compress(raw) if packed else raw)
     assert read_examples(path) == EXAMPLES
-    known = TextClassification(labels=("business", "law", "sport"))
-    assert read_records(known, str(path)) == EXAMPLES
+    assert read_examples(str(path), labels={"sport", "law", "business"}) == EXAMPLES
 
 
 def test_columns_have_the_names_they_are_given(tmp_path: Path) -> None:
     path = tmp_path / "nli.tsv"
     path.write_text("id\tgold\thypothesis\tpremise\n1\tno\tIt rains.\tThe sun shines.\n")
-    task = TextClassification(text_column="premise", pair_column="hypothesis", label_column="gold")
-    (example,) = read_records(task, path)
+    (example,) = read_examples(
+        path, text_column="premise", pair_column="hypothesis", label_column="gold"
+    )
     assert example == Example("The sun shines.", "It rains.", "no")
 
 
@@ -107,12 +98,11 @@ def test_pairs_know_their_target_by_its_name(tmp_path: Path, order: tuple[str, s
 
 
 def _labelled(path: Path) -> Any:
-    return read_records(TextClassification(labels=("law", "science", "sport")), path)
+    return read_examples(path, labels=["sport", "science", "law"])
 
 
 def _twofold(path: Path) -> Any:
-    columns = TextClassification(text_column="premise", pair_column="hypothesis")
-    return read_records(columns, path)
+    return read_examples(path, text_column="premise", pair_column="hypothesis")
 
 
 def _mi(path: Path) -> Any:
@@ -146,7 +136,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, bytes | None, int | None, li
         None,
         ["cannot be read"],
     ),
-    "ending": (read_examples, "x.xml", GOOD.encode(), None, ["'.xml'", ".jsonl, .csv, .tsv"]),
+    "ending": (read_examples, "x.json", GOOD.encode(), None, ["'.json'", ".jsonl, .csv, .tsv"]),
     "ending in gz": (read_examples, "x.txt.gz", b"", None, ["'.txt'", ".gz"]),
     "no ending": (read_examples, "x", GOOD.encode(), None, ["'nothing'"]),
     "pairs from a table": (_mi, "x.txt", b"a\tb\n", None, ["'.txt'"]),
@@ -228,8 +218,8 @@ def test_a_broken_file_is_named_with_its_line(
     assert text.endswith((".", "?"))
 
 
-def test_a_folder_without_files_is_no_data(tmp_path: Path) -> None:
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
     folder = tmp_path / "data.jsonl"
     folder.mkdir()
-    with pytest.raises(DataError, match="has no data files"):
+    with pytest.raises(DataError, match="cannot be read"):
         read_examples(folder)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
 import pytest
 
-from adapterx.data import read_lines, read_pairs
+from adapterx.data import read_examples, read_lines, read_pairs
 from adapterx.languages import script_name, standard_tag
-from adapterx.tasks import read_records
-from adapterx.tasks.classification import Example, TextClassification
 
 DATA = Path(str(resources.files("adapterx.demo"))) / "data"
 TESTS = {path.name.split(".")[0]: path for path in sorted(DATA.glob("topics/*.test.jsonl"))}
@@ -32,10 +29,6 @@ LETTERS = {
     "Han": {"CJK"},
     "Korean": {"HANGUL"},
 }
-
-
-def read_examples(path: Path, labels: Iterable[str] = ()) -> list[Example]:
-    return read_records(TextClassification(labels=tuple(labels)), path)
 
 
 def _records(path: Path) -> list[dict[str, str]]:
