@@ -138,9 +138,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON data, with the findings."""
-        data = dataclasses.asdict(self)
-        lists = {key: list(value) for key, value in data.items() if isinstance(value, tuple)}
-        return {**data, **lists, "findings": self.findings()}
+        return {**dataclasses.asdict(self), "findings": self.findings()}
 
     def findings(self) -> list[str]:
         """Return what deserves a look, a line each, the gravest first."""
