@@ -14,12 +14,21 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from adapterx import __version__
-from adapterx.cli import adapters, demo, embedding, evaluation, families, training, using
+from adapterx.cli import (
+    adapters,
+    data,
+    demo,
+    embedding,
+    evaluation,
+    families,
+    training,
+    using,
+)
 from adapterx.errors import AdapterError, near_match
 
 __all__ = ["main"]
 
-_GROUPS: Final = (demo, training, evaluation, using, embedding, adapters, families)
+_GROUPS: Final = (demo, data, training, evaluation, using, embedding, adapters, families)
 
 
 class _AskedWronglyError(AdapterError):
@@ -108,3 +117,5 @@ def _quiet(debug: bool) -> None:
     if not debug:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings tell of every retry
+        os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # what it logs it raises too

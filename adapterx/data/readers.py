@@ -1,54 +1,21 @@
-"""Readers: one line, one record; a broken one is named by file and line.
-
-Labelled texts come as JSON lines, CSV or TSV (by the file's ending), plain text as lines,
-translation pairs as JSON lines with one field a language. ``.gz`` may follow any ending.
-"""
+"""Readers: the rows of a file, folder or dataset, and translation pairs."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
-from adapterx.errors import DataError
+from adapterx.data.rows import Row
+from adapterx.data.sources import Source, choose_split, find_sources
+from adapterx.data.stream import Stream
+from adapterx.errors import DataError, UnknownNameError
+from adapterx.languages import standard_tag
 
-__all__ = ["Pair", "Row", "read_lines", "read_pairs", "read_rows"]
+__all__ = ["Pair", "read_pairs", "read_rows", "rows_of"]
 
-_ENDINGS: Final = (".jsonl", ".csv", ".tsv")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One record of a file, as it was read.
-
-    Attributes:
-        fields: Its fields by name.
-        where: File and line, for errors.
-        language: BCP-47 tag of its language, None where nobody said.
-    """
-
-    fields: Mapping[str, object]
-    where: str
-    language: str | None = None
-
-    def text(self, column: str) -> str:
-        """Return the text in a field; whole numbers become text, for labels often are numbers.
-
-        Raises:
-            DataError: If the field is missing, blank or something else.
-        """
-        value = self.fields.get(column)
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)
-        if not isinstance(value, str) or not value.strip():
-            found = ", ".join(map(str, self.fields)) or "none"
-            raise DataError(f"{self.where}: no text in field {column!r} (fields: {found}).")
-        return value
+_LANGUAGE_COLUMNS: Final = ("language", "lang")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,36 +26,38 @@ class Pair:
     target: str
 
 
-def read_rows(path: str | Path, *, language: str | None = None) -> Iterator[Row]:
-    """Read the records of a file, line by line.
+def read_rows(
+    path: str | Path, *, split: str | None = None, language: str | None = None
+) -> Stream[Row]:
+    """Read rows one by one, again at every pass; `list` keeps them.
+
+    A row's language is `language`; else what its field ``language`` or ``lang`` says; else what
+    the name of its file does.
 
     Args:
-        path: A ``.jsonl``, ``.csv`` or ``.tsv`` file; tables have a header line.
-        language: Tag of the file's language.
+        path: A file (``.jsonl``, ``.csv`` or ``.tsv`` with a header line, ``.json``, SQuAD's too,
+            ``.conll``, ``.iob``, ``.iob2``, ``.bio``, ``.conllu``; ``.gz``, ``.bz2`` or ``.xz``
+            may follow), a folder of such files (`adapterx.data.find_sources` says how they are
+            named), or a dataset: ``hf:user/name``, ``hf:user/name:config@revision``.
+        split: Which part of a folder or dataset; ``"dev"`` and ``"validation"`` are one.
+        language: Tag of the language of all rows.
 
-    Yields:
-        The records in order.
-
-    Raises:
-        DataError: If the file cannot be read, or has a broken line; with the line's number.
-    """
-    path = Path(path)
-    for number, record in _records(path):
-        yield Row(record, f"{path}, line {number}", language)
-
-
-def read_lines(path: str | Path) -> list[str]:
-    """Read plain text, one sentence or passage a line; blank lines are left out.
+    Returns:
+        A stream; what is wrong with a line is said when it is reached.
 
     Raises:
-        DataError: If the file cannot be read, is not UTF-8, or is empty.
+        DataError: If there is no such split; while reading, if a file cannot be read, is empty or
+            has a broken line, with the line's number.
+        UnknownNameError: If `language` is not known.
+        ConfigError, HubError: As `adapterx.data.find_sources`.
     """
-    path = Path(path)
-    lines = [line.strip() for _, line in _numbered(path)]
-    lines = [line for line in lines if line]
-    if not lines:
-        raise DataError(f"{path} is empty. It needs text, one sentence a line.")
-    return lines
+    sources = choose_split(path, find_sources(path), split)
+    return rows_of(sources, language=None if language is None else standard_tag(language))
+
+
+def rows_of(sources: Sequence[Source], *, language: str | None = None) -> Stream[Row]:
+    """Return the rows of sources, one source after the other; see `read_rows`."""
+    return Stream(lambda: _rows(sources, language))
 
 
 def read_pairs(path: str | Path, *, target: str) -> list[Pair]:
@@ -110,69 +79,30 @@ def read_pairs(path: str | Path, *, target: str) -> list[Pair]:
                 f"A pair has {target!r} and one other language."
             )
         pairs.append(Pair(row.text(others[0]), row.text(target)))
-    if not pairs:
-        raise DataError(f"{path} is empty. It needs one pair a line.")
     return pairs
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    ending = _ending(path)
-    if ending not in _ENDINGS:
-        raise DataError(
-            f"{path} ends in {ending or 'nothing'!r}. Give a file that ends in "
-            f"{', '.join(_ENDINGS)} (or the same with .gz)."
-        )
-    if ending != ".jsonl":
-        yield from _table(path, "," if ending == ".csv" else "\t")
-        return
-    for number, line in _numbered(path):
-        if not line.strip():
-            continue
+def _rows(sources: Sequence[Source], language: str | None) -> Iterator[Row]:
+    tags: dict[str, str] = {}
+    for source in sources:
+        empty = True
+        for place, fields in source.read():
+            empty = False
+            where = f"{source.name}, {place}"
+            said = language or _language(fields, where, tags) or source.language
+            yield Row(fields, where, said)
+        if empty:
+            raise DataError(f"{source.name} is empty. It needs one record a line.")
+
+
+def _language(fields: dict[str, object], where: str, tags: dict[str, str]) -> str | None:
+    """Return the tag in a row's field of languages; `tags` are those already looked up."""
+    name = next((fields[key] for key in _LANGUAGE_COLUMNS if fields.get(key)), None)
+    if not isinstance(name, str) or not name.strip():
+        return None
+    if name not in tags:
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number}: not JSON ({str(error)[:80]}).") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{path}, line {number}: not a JSON object, {line.strip()[:40]!r}.")
-        yield number, record
-
-
-def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, object]]]:
-    rows = csv.reader((line for _, line in _numbered(path)), delimiter=delimiter, strict=True)
-    try:
-        header = next(rows, [])
-        for row in rows:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise DataError(
-                    f"{path}, line {rows.line_num}: {len(row)} fields under a header of "
-                    f"{len(header)}. Quote texts that hold the delimiter."
-                )
-            yield rows.line_num, dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        raise DataError(f"{path}, line {rows.line_num}: {error}.") from error
-
-
-def _numbered(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        with _open(path) as file:
-            for number, raw in enumerate(file, 1):
-                try:
-                    yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise DataError(
-                        f"{path}, line {number}: not UTF-8 at byte {error.start} of the line. "
-                        "Convert the file: iconv -t utf-8."
-                    ) from error
-    except (OSError, EOFError, zlib.error) as error:
-        reason = str(getattr(error, "strerror", None) or error).rstrip(".")
-        raise DataError(f"{path} cannot be read: {reason}.") from error
-
-
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
-def _ending(path: Path) -> str:
-    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+            tags[name] = standard_tag(name)
+        except UnknownNameError as error:
+            raise DataError(f"{where}: {error}") from error
+    return tags[name]

@@ -36,6 +36,7 @@ __all__ = [
     "best_dtype",
     "encoder_source",
     "load_encoder",
+    "load_tokenizer",
 ]
 
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
@@ -122,9 +123,7 @@ def load_encoder(
             **({"add_pooling_layer": False} if bare else {}),
         )
         _check_weights(loaded, info)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        if len(tokenizer) <= len(tokenizer.all_special_tokens):
-            raise ValueError("its tokenizer has no vocabulary")
+        tokenizer = load_tokenizer(model, revision=revision)
     except (OSError, ValueError, SafetensorError) as error:
         if isinstance(error, BaseModelError):
             raise
@@ -133,6 +132,25 @@ def load_encoder(
             f"{ENCODER_NAME!r}, a folder that save_pretrained wrote, or a Hub id."
         ) from error
     return loaded.eval().to(device), tokenizer
+
+
+def load_tokenizer(model: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of an encoder; see `load_encoder`.
+
+    Raises:
+        BaseModelError: If there is none.
+    """
+    try:
+        loaded = AutoTokenizer.from_pretrained(encoder_source(model), revision=revision)
+        if len(loaded) <= len(loaded.all_special_tokens):
+            raise ValueError("its tokenizer has no vocabulary")
+    except (OSError, ValueError) as error:
+        raise BaseModelError(
+            f"No tokenizer of {model!r} can be loaded ({_first_line(error)}). Give "
+            f"{ENCODER_NAME!r}, a folder that save_pretrained wrote, or a Hub id."
+        ) from error
+    tokenizer: PreTrainedTokenizerBase = loaded
+    return tokenizer
 
 
 def best_dtype(device: torch.device) -> torch.dtype:

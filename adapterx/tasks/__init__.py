@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from adapterx.composition import JsonValue
-from adapterx.data import read_rows
-from adapterx.errors import ConfigError, DataError, near_match
+from adapterx.data import read_rows, relabel
+from adapterx.errors import ConfigError, near_match
 from adapterx.tasks.classification import TextClassification
 from adapterx.tasks.multi_label import MultiLabelClassification
 from adapterx.tasks.multiple_choice import MultipleChoice
@@ -20,7 +20,7 @@ from adapterx.tasks.tagging import TokenClassification
 from adapterx.tasks.task import Task
 from adapterx.tasks.translation import Translation
 
-__all__ = ["TASKS", "read_records", "task_from_json", "task_to_json"]
+__all__ = ["TASKS", "label_column", "read_records", "task_from_json", "task_to_json"]
 
 TASKS: Final[Mapping[str, type[Task[Any]]]] = {
     task.kind: cast("type[Task[Any]]", task)
@@ -37,16 +37,44 @@ TASKS: Final[Mapping[str, type[Task[Any]]]] = {
 }
 
 
-def read_records(task: Task[Any], path: str | Path, *, language: str | None = None) -> list[Any]:
-    """Read the records of a task from a file; `adapterx.data.read_rows` says which files.
+def read_records(
+    task: Task[Any],
+    path: str | Path,
+    *,
+    split: str | None = None,
+    language: str | None = None,
+    label_map: Mapping[str, str | None] | None = None,
+) -> list[Any]:
+    """Read the records of a task into memory.
+
+    Where they are too many, ``adapterx.data.read_rows(path).map(task.record)`` reads them one by
+    one.
+
+    Args:
+        task: The task; with labels, if they are known.
+        path: File, folder or dataset; see `adapterx.data.read_rows`.
+        split: Which part of a folder or dataset.
+        language: Tag of the language of all records.
+        label_map: The task's labels by those of the data; see `adapterx.data.relabel`.
 
     Raises:
         DataError: If the file is empty, or a record is wrong, with its line.
+        ConfigError: If a task without labels is given a map of them.
+        HubError: If a dataset cannot be fetched.
     """
-    records = [task.record(row) for row in read_rows(path, language=language)]
-    if not records:
-        raise DataError(f"{path} is empty. It needs one record a line.")
-    return records
+    rows = read_rows(path, split=split, language=language)
+    if label_map:
+        column = label_column(task)
+        if column is None:
+            raise ConfigError(f"{task.kind} has no labels to map. Leave label_map out.")
+        rows = relabel(rows, label_map, column=column)
+    return list(rows.map(task.record))
+
+
+def label_column(task: Task[Any]) -> str | None:
+    """Return the field that a task reads its labels from, None if it has none."""
+    names = ("label_column", "tags_column")
+    return next((getattr(task, name) for name in names if hasattr(task, name)), None)
 
 
 def task_to_json(task: Task[Any]) -> dict[str, JsonValue]:

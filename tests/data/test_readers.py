@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adapterx.data import Example, Pair, read_examples, read_lines, read_pairs
+from adapterx.data import Pair, read_lines, read_pairs, read_rows
 from adapterx.errors import DataError
+from adapterx.tasks import read_records
+from adapterx.tasks.classification import Example, TextClassification
 
 EXAMPLES = [
     Example("Timu ilishinda mechi.", None, "sport"),
@@ -33,8 +37,21 @@ def _table(examples: list[Example], delimiter: str) -> str:
     return "".join(delimiter.join(f'"{cell}"' for cell in row) + "\n" for row in rows)
 
 
+def read_examples(path: Path) -> list[Example]:
+    return read_records(TextClassification(), path)
+
+
+PACKINGS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
+RECORDS = [{"text": one.text, "label": one.label} for one in EXAMPLES]
 FORMATS = {
     "jsonl": (".jsonl", _jsonl(EXAMPLES)),
+    "json": (".json", json.dumps(RECORDS)),
+    "json of data": (".json", json.dumps({"data": RECORDS}, indent=1)),
     "blank lines": (".jsonl", "\n" + _jsonl(EXAMPLES).replace("\n", "\n\n")),
     "windows line ends": (".jsonl", _jsonl(EXAMPLES).replace("\n", "\r\n")),
     "csv": (".csv", _table(EXAMPLES, ",")),
@@ -47,23 +64,24 @@ FORMATS = {
 
 @pytest.mark.parametrize(("ending", "text"), FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "with byte order mark"])
-@pytest.mark.parametrize("packed", [False, True], ids=["as it is", "gz"])
+@pytest.mark.parametrize("packing", PACKINGS)
 def test_every_format_reads_to_the_same_examples(
-    tmp_path: Path, ending: str, text: str, mark: str, packed: bool
+    tmp_path: Path, ending: str, text: str, mark: str, packing: str
 ) -> None:
-    path = tmp_path / f"data{ending}{'.gz' if packed else ''}"
-    raw = (mark + text).encode()
-    path.write_bytes(gzip.compress(raw) if packed else raw)
+    path = tmp_path / f"data{ending}{packing}"
+    path.write_bytes(PACKINGS[packing]((mark + text).encode()))
     assert read_examples(path) == EXAMPLES
-    assert read_examples(str(path), labels={"sport", "law", "business"}) == EXAMPLES
+    known = TextClassification(labels=("business", "law", "sport"))
+    assert read_records(known, str(path)) == EXAMPLES
 
 
 def test_columns_have_the_names_they_are_given(tmp_path: Path) -> None:
     path = tmp_path / "nli.tsv"
     path.write_text("id\tgold\thypothesis\tpremise\n1\tno\tIt rains.\tThe sun shines.\n")
-    (example,) = read_examples(
-        path, text_column="premise", pair_column="hypothesis", label_column="gold"
+    columns = TextClassification(
+        text_column="premise", pair_column="hypothesis", label_column="gold"
     )
+    (example,) = read_records(columns, path)
     assert example == Example("The sun shines.", "It rains.", "no")
 
 
@@ -98,11 +116,16 @@ def test_pairs_know_their_target_by_its_name(tmp_path: Path, order: tuple[str, s
 
 
 def _labelled(path: Path) -> Any:
-    return read_examples(path, labels=["sport", "science", "law"])
+    return read_records(TextClassification(labels=("law", "science", "sport")), path)
 
 
 def _twofold(path: Path) -> Any:
-    return read_examples(path, text_column="premise", pair_column="hypothesis")
+    task = TextClassification(text_column="premise", pair_column="hypothesis")
+    return read_records(task, path)
+
+
+def _all(path: Path) -> Any:
+    return list(read_rows(path))
 
 
 def _mi(path: Path) -> Any:
@@ -119,7 +142,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, bytes | None, int | None, li
     "empty table": (read_examples, "x.csv", b"", None, ["is empty"]),
     "only a header": (read_examples, "x.tsv", b"text\tlabel\n", None, ["is empty"]),
     "empty text": (read_lines, "x.txt", b"\n\n", None, ["is empty", "one sentence a line"]),
-    "empty pairs": (_mi, "x.jsonl", b"", None, ["is empty", "one pair a line"]),
+    "empty pairs": (_mi, "x.jsonl", b"", None, ["is empty", "one record a line"]),
     "empty gz": (read_examples, "x.jsonl.gz", gzip.compress(b""), None, ["is empty"]),
     "no gz": (read_examples, "x.jsonl.gz", GOOD.encode(), None, ["cannot be read"]),
     "cut gz": (
@@ -136,7 +159,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, bytes | None, int | None, li
         None,
         ["cannot be read"],
     ),
-    "ending": (read_examples, "x.json", GOOD.encode(), None, ["'.json'", ".jsonl, .csv, .tsv"]),
+    "ending": (read_examples, "x.doc", GOOD.encode(), None, ["'.doc'", ".jsonl, .csv, .tsv"]),
     "ending in gz": (read_examples, "x.txt.gz", b"", None, ["'.txt'", ".gz"]),
     "no ending": (read_examples, "x", GOOD.encode(), None, ["'nothing'"]),
     "pairs from a table": (_mi, "x.txt", b"a\tb\n", None, ["'.txt'"]),
@@ -192,6 +215,35 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, bytes | None, int | None, li
     ),
     "other languages": (_mi, "x.jsonl", b'{"en": "a", "sw": "b"}', 1, ["en, sw", "'mi'"]),
     "alone": (_mi, "x.jsonl", b'{"mi": "b"}', 1, ["the fields are mi"]),
+    "no language": (_all, "x.jsonl", b'{"lang": "Swahilli"}', 1, ["'Swahilli'", "'Swahili'"]),
+    "no xz": (_all, "x.jsonl.xz", GOOD.encode(), None, ["cannot be read"]),
+    "no bz2": (_all, "x.jsonl.bz2", GOOD.encode(), None, ["cannot be read"]),
+    "empty json": (_all, "x.json", b" \n", None, ["is empty"]),
+    "json of nothing": (_all, "x.json", b"[]", None, ["is empty"]),
+    "broken document": (_all, "x.json", b'[{"a": 1},\n{"a": }]', 2, ["not JSON"]),
+    "document of a number": (_all, "x.json", b"3", None, ["no list 'data'", "list of objects"]),
+    "document of texts": (_all, "x.json", b'["a"]', None, ["entry 1: not a JSON object, 'a'"]),
+    "other document": (_all, "x.json", b'{"rows": []}', None, ["no list 'data'"]),
+    "squad without qas": (
+        _all,
+        "x.json",
+        b'{"data": [{"paragraphs": [{"context": "a"}]}]}',
+        None,
+        ["data 1, paragraph 1: no list 'qas'", "SQuAD"],
+    ),
+    "squad without offsets": (
+        _all,
+        "x.json",
+        b'{"data": [{"paragraphs": [{"context": "a", "qas": [{"question": "b", "answers": '
+        b'[{"text": "a", "answer_start": "0"}]}]}]}]}',
+        None,
+        ["paragraph 1, question 1: no whole number 'answer_start'"],
+    ),
+    "empty conll": (_all, "x.conll", b"\n\n", None, ["is empty"]),
+    "words alone": (_all, "x.conll", b"a\nb\n", 1, ["1 columns", "a word and its tag"]),
+    "a column less": (_all, "x.iob", b"a N O\n\nb O\n", 3, ["2 columns, where the file has 3"]),
+    "a column more": (_all, "x.bio", b"a O\nb\tc\tO\n", 2, ["3 columns, where the file has 2"]),
+    "conll in conllu": (_all, "x.conllu", b"# a\na\tO\n", 2, ["2 columns", ".conll"]),
     "half a pair": (_mi, "x.jsonl", b'{"en": "a", "mi": ""}', 1, ["'mi'"]),
 }
 
@@ -218,8 +270,10 @@ def test_a_broken_file_is_named_with_its_line(
     assert text.endswith((".", "?"))
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    folder = tmp_path / "data.jsonl"
-    folder.mkdir()
-    with pytest.raises(DataError, match="cannot be read"):
-        read_examples(folder)
+def test_a_row_has_the_language_that_is_given_or_its_field_says_or_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "sw.test.jsonl"
+    rows = [{"text": "a"}, {"text": "b", "lang": "Yoruba"}, {"text": "c", "language": "zh-hans"}]
+    path.write_text("".join(json.dumps({**row, "label": "x"}) + "\n" for row in rows))
+    assert [row.language for row in read_rows(path)] == ["sw", "yo", "zh-Hans"]
+    assert [row.language for row in read_rows(path, language="eng")] == ["en"] * 3
+    assert [one.language for one in read_examples(path)] == ["sw", "yo", "zh-Hans"]

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from adapterx.data import read_examples, read_lines, read_pairs
+from adapterx.data import read_lines, read_pairs, read_rows
 from adapterx.languages import script_name, standard_tag
+from adapterx.tasks import read_records
+from adapterx.tasks.classification import TextClassification
 
 DATA = Path(str(resources.files("adapterx.demo"))) / "data"
 TESTS = {path.name.split(".")[0]: path for path in sorted(DATA.glob("topics/*.test.jsonl"))}
@@ -35,6 +37,10 @@ def _records(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def _texts(path: Path) -> list[str]:
+    return [row.text("text") for row in read_rows(path)]
+
+
 def _plain(text: str) -> str:
     """Return a text without case, accents of width, punctuation and spaces."""
     folded = unicodedata.normalize("NFKC", text).casefold()
@@ -43,7 +49,7 @@ def _plain(text: str) -> str:
 
 def _sentences() -> dict[str, list[str]]:
     """Return all that is trained on or chosen with, by file."""
-    found = {name: [one.text for one in read_examples(path)] for name, path in SPLITS.items()}
+    found = {name: _texts(path) for name, path in SPLITS.items()}
     found |= {f"{tag}.txt": read_lines(path) for tag, path in TEXTS.items()}
     for tag, path in PAIRS.items():
         pairs = read_pairs(path, target=tag)
@@ -52,13 +58,15 @@ def _sentences() -> dict[str, list[str]]:
 
 
 def test_english_has_enough_training_data_balanced_over_its_labels() -> None:
-    counts = Counter(one.label for one in read_examples(SPLITS["train"]))
+    counts = Counter(row.text("label") for row in read_rows(SPLITS["train"]))
     assert counts.total() >= 300
     assert 6 <= len(counts) <= 7
     assert max(counts.values()) <= 1.1 * min(counts.values())
     for name in ("dev", "test"):
-        rows = read_examples(DATA / "topics" / f"en.{name}.jsonl", labels=counts.keys())
-        held = Counter(one.label for one in rows)
+        task = TextClassification(labels=tuple(sorted(counts)))
+        held = Counter(
+            one.label for one in read_records(task, DATA / "topics" / f"en.{name}.jsonl")
+        )
         assert held.keys() == counts.keys()
         assert max(held.values()) == min(held.values())
 
@@ -116,7 +124,7 @@ def test_languages_to_learn_have_text_and_pairs(tag: str) -> None:
 
 @pytest.mark.parametrize("tag", TESTS)
 def test_no_test_sentence_is_trained_on(tag: str) -> None:
-    tested = {_plain(one.text): one.text for one in read_examples(TESTS[tag])}
+    tested = {_plain(text): text for text in _texts(TESTS[tag])}
     for name, texts in _sentences().items():
         leaked = tested.keys() & {_plain(text) for text in texts}
         assert not leaked, (name, [tested[key] for key in leaked])
@@ -140,15 +148,13 @@ def test_no_sentence_comes_twice_in_a_file(name: str) -> None:
         twice = Counter(_plain(pair.target) for pair in pairs).most_common(1)
         assert twice[0][1] == 1, twice
     else:
-        texts = [one.text for one in read_examples(path)]
+        texts = _texts(path)
     twice = Counter(_plain(text) for text in texts).most_common(3)
     assert twice[0][1] == 1, twice
 
 
 def test_dev_sentences_are_not_in_the_training_data() -> None:
-    train, dev = (
-        {_plain(one.text) for one in read_examples(SPLITS[name])} for name in ("train", "dev")
-    )
+    train, dev = ({_plain(text) for text in _texts(SPLITS[name])} for name in ("train", "dev"))
     assert not train & dev
 
 
