@@ -28,7 +28,7 @@ import adapterx
 from adapterx.encoders import load_encoder
 from adapterx.errors import AdapterError, ConfigError, near_match
 from adapterx.evaluation.measuring import measure
-from adapterx.evaluation.table import table_of
+from adapterx.evaluation.scoring import table_of
 from adapterx.methods import Bottleneck, LoRA, Method
 from adapterx.tasks import read_records, task_from_json, task_to_json
 from adapterx.training.config import TrainingConfig
