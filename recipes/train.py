@@ -16,6 +16,8 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from accelerate.utils import set_seed
 import adapterx
 from adapterx.encoders import load_encoder
 from adapterx.errors import AdapterError
-from adapterx.training.data import read_split
+from adapterx.training.data import read_dev, read_tests, read_training
 from adapterx.training.processes import accelerator_for
 from adapterx.training.settings import add_flags, read_settings
 from adapterx.training.task import facts_of, score_tests, train_task
@@ -57,13 +59,12 @@ def main(arguments: list[str]) -> None:
     )
 
     # Data: labelled records of one language, or of several; test data of any.
-    task = settings.build_task()
-    train = read_split(task, settings.train, language=settings.language)
-    task = task.with_labels(train)
-    dev = read_split(task, settings.dev, language=settings.language)
-    tests = {tag: read_split(task, {tag: path}) for tag, path in settings.test.items()}
+    task, train = read_training(settings.build_task(), settings)
+    dev, tests = read_dev(task, settings), read_tests(task, settings)
     if options.smoke:
-        train, dev = train[: 2 * config.batch_size], dev[:8]
+        first = train if isinstance(train, Sequence) else train.shuffled(config.seed)
+        train = list(islice(first, 2 * config.batch_size))
+        dev = dev[:8]
         tests = {tag: records[:8] for tag, records in tests.items()}
 
     # Encoder: frozen, with a head of the right size; or trained as a whole.
@@ -108,7 +109,7 @@ def main(arguments: list[str]) -> None:
     # Test: what was active in training, in every language; each record counts once.
     scores = score_tests(task, model, tokenizer, tests, config=config, accelerator=accelerator)
     composition = settings.compose or (name if method else "full")
-    facts = facts_of(task, config, result, examples=len(train), compose=composition, tests=scores)
+    facts = facts_of(task, config, result, compose=composition, tests=scores)
 
     # Saving, by one process.
     if accelerator.is_main_process:

@@ -14,16 +14,7 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from adapterx import __version__
-from adapterx.cli import (
-    adapters,
-    data,
-    demo,
-    embedding,
-    evaluation,
-    families,
-    training,
-    using,
-)
+from adapterx.cli import adapters, data, demo, embedding, evaluation, families, training, using
 from adapterx.errors import AdapterError, near_match
 
 __all__ = ["main"]

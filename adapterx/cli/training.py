@@ -74,17 +74,14 @@ def _train(options: argparse.Namespace) -> JsonValue:
     from adapterx.encoders import load_encoder
     from adapterx.store.card import base_of
     from adapterx.store.local import place_for
-    from adapterx.training.data import read_split
+    from adapterx.training.data import read_dev, read_tests, read_training
     from adapterx.training.task import facts_of, score_tests, train_task
 
     method = settings.build_method()
     if method is None and settings.output is None:
         raise ConfigError("method is 'full', which makes a whole model. Say where: --output.")
-    kind = settings.build_task()
-    train = read_split(kind, settings.train, language=settings.language)
-    kind = kind.with_labels(train)
-    dev = read_split(kind, settings.dev, language=settings.language)
-    tests = {tag: read_split(kind, {tag: path}) for tag, path in settings.test.items()}
+    kind, train = read_training(settings.build_task(), settings)
+    dev, tests = read_dev(kind, settings), read_tests(kind, settings)
     set_seed(config.seed)
     model, tokenizer = load_encoder(
         settings.model,
@@ -122,7 +119,7 @@ def _train(options: argparse.Namespace) -> JsonValue:
     )
     scores = score_tests(kind, model, tokenizer, tests, config=config)
     composition = settings.compose or (name if method else "full")
-    facts = facts_of(kind, config, result, examples=len(train), compose=composition, tests=scores)
+    facts = facts_of(kind, config, result, compose=composition, tests=scores)
     if method is None:
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
@@ -131,7 +128,7 @@ def _train(options: argparse.Namespace) -> JsonValue:
     if not options.json:
         shown = ", ".join(f"{key} {value:.3f}" for key, value in result.final.items())
         print(
-            f"{name}: {len(train)} examples, {result.steps} steps, loss "
+            f"{name}: {result.examples} examples, {result.steps} steps, loss "
             f"{result.losses[result.kept]:.3f} (learning rate {config.learning_rate:g})"
             + (f"; dev {shown}" if shown else "")
         )

@@ -8,7 +8,7 @@ of 16 read in each step what one of 32 does, and a run can start at any step aga
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -18,7 +18,7 @@ import torch
 from adapterx.errors import DataError
 from adapterx.training.config import TrainingConfig
 
-__all__ = ["Records", "Shuffles", "Step", "steps_in_epoch", "steps_of"]
+__all__ = ["Records", "Shuffles", "Step", "count_of", "steps_in_epoch", "steps_of"]
 
 _Record = TypeVar("_Record")
 _Shuffled = TypeVar("_Shuffled", covariant=True)
@@ -57,9 +57,13 @@ class Step(Generic[_Record]):
         return (self.epoch + 1, 0) if self.last else (self.epoch, self.index + 1)
 
 
-def steps_in_epoch(records: Records[Any], config: TrainingConfig, processes: int) -> int:
-    """Return how many steps an epoch has; a stream is read through once for that."""
-    count = len(records) if isinstance(records, Sequence) else sum(1 for _ in _order(records, 0)[0])
+def count_of(records: Records[Any]) -> int:
+    """Return how many records an epoch has; a stream that does not know is read through."""
+    return len(records) if isinstance(records, Sized) else sum(1 for _ in records.shuffled(0))
+
+
+def steps_in_epoch(count: int, config: TrainingConfig, processes: int) -> int:
+    """Return how many steps an epoch of so many records has."""
     return -(-count // _group(config, processes))
 
 

@@ -1,33 +1,122 @@
-"""The data of a run: the records of the files that its settings name."""
+"""The data of a run: the records of what its settings name, chosen and mixed as they say."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from adapterx.tasks import read_records
+from adapterx.data import (
+    Row,
+    Stream,
+    balanced_weights,
+    by_language,
+    few_shot,
+    mix,
+    read_rows,
+    relabel,
+)
+from adapterx.errors import ConfigError
 from adapterx.tasks.task import Task
+from adapterx.training.batches import Records
+from adapterx.training.settings import BALANCED, RunSettings
 
-__all__ = ["read_split"]
+__all__ = ["read_dev", "read_tests", "read_training"]
 
 
-def read_split(
-    task: Task[Any], files: str | Mapping[str, str] | None, *, language: str | None = None
-) -> list[Any]:
-    """Read the records of one file, or of one file for each language, one after the other.
+def read_training(task: Task[Any], settings: RunSettings) -> tuple[Task[Any], Records[Any]]:
+    """Read what is trained on.
 
     Args:
-        task: The task.
-        files: A path, or paths by language tag; None for no records.
-        language: Tag of the language of a lone file.
+        task: The task, without its labels.
+        settings: What says where the data are, and what of them is used.
+
+    Returns:
+        The task with the labels that occur, and weights where they shall be balanced; and its
+        records, in memory or as a stream.
 
     Raises:
-        DataError: If a file is empty, or a record is wrong, with its line.
+        DataError: If there are none, one is wrong, or a language has too few; with its line.
     """
-    if files is None:
+    parts = _parts(task, settings.train, "train", settings)
+    records: Any = _chained(list(parts.values()))
+    if settings.few_shot:
+        records = few_shot(
+            records, settings.few_shot, by=lambda record: record.language, seed=settings.config.seed
+        )
+    elif not settings.stream:
+        records = list(records)
+    task = task.with_labels(_Passes(records) if isinstance(records, Stream) else records)
+    own: Any = task
+    if getattr(own, "class_weights", ()) == BALANCED:
+        weights = balanced_weights(task.labels, (str(record.label) for record in records))
+        task = dataclasses.replace(own, class_weights=weights)
+    temperature = {
+        "concatenate": 1.0,
+        "temperature": settings.mixing_temperature,
+        "balanced": math.inf,
+    }[settings.mixing]
+    if isinstance(records, Stream):
+        return task, mix(parts, temperature=temperature) if len(parts) > 1 else records
+    if settings.mixing == "concatenate":
+        return task, records
+    return task, mix(by_language(records), temperature=temperature)
+
+
+def read_dev(task: Task[Any], settings: RunSettings) -> list[Any]:
+    """Read what decides which weights are kept; nothing where nothing is named."""
+    if settings.dev is None:
         return []
-    if isinstance(files, str):
-        return read_records(task, files, language=language)
-    return [
-        record for tag, path in files.items() for record in read_records(task, path, language=tag)
-    ]
+    return list(_chained(list(_parts(task, settings.dev, "dev", settings).values())))
+
+
+def read_tests(task: Task[Any], settings: RunSettings) -> dict[str, list[Any]]:
+    """Read the test data of each language."""
+    if isinstance(settings.test, str):
+        return by_language(_chained(list(_parts(task, settings.test, "test", settings).values())))
+    parts = _parts(task, settings.test, "test", settings)
+    return {tag: list(part) for tag, part in parts.items()}
+
+
+def _parts(
+    task: Task[Any], given: str | Mapping[str, str], split: str, settings: RunSettings
+) -> dict[str, Stream[Any]]:
+    """Return the records of each path that is given, by its language."""
+    alone = settings.language if split != "test" else None
+    paths = {alone or "": given} if isinstance(given, str) else given
+    parts: dict[str, Stream[Any]] = {}
+    for tag, path in paths.items():
+        rows: Stream[Row] = read_rows(path, split=split, language=tag or None)
+        if settings.label_map:
+            rows = relabel(rows, settings.label_map, column=_label_column(task))
+        parts[tag] = rows.map(task.record)
+    return parts
+
+
+def _label_column(task: Task[Any]) -> str:
+    for name in ("label_column", "tags_column"):
+        if hasattr(task, name):
+            return str(getattr(task, name))
+    raise ConfigError(f"label_map is set, but records of {task.kind} have no label. Leave it out.")
+
+
+def _chained(parts: Sequence[Stream[Any]]) -> Stream[Any]:
+    return Stream(lambda: itertools.chain.from_iterable(parts))
+
+
+class _Passes(Sequence[Any]):
+    """A stream for what looks at all its records, one by one, and counts them."""
+
+    def __init__(self, records: Stream[Any]) -> None:
+        self.records = records
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.records)
+
+    def __getitem__(self, index: Any) -> Any:
+        raise TypeError("a stream has no index")

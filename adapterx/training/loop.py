@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from adapterx.composition import JsonValue
 from adapterx.errors import ConfigError, DataError
-from adapterx.training.batches import Records, Step, steps_in_epoch, steps_of
+from adapterx.training.batches import Records, Step, count_of, steps_in_epoch, steps_of
 from adapterx.training.checkpoint import (
     Checkpoint,
     fingerprint,
@@ -57,6 +57,7 @@ class Result:
             of several is kept.
         final: Scores of the weights the model has now; empty without `evaluate`.
         steps: Optimiser steps taken.
+        examples: Records of an epoch; 0 where `max_steps` spared a stream from being counted.
         seconds: Wall-clock time of training, evaluation included.
     """
 
@@ -66,6 +67,7 @@ class Result:
     kept: int = 0
     final: Mapping[str, float] = field(default_factory=dict)
     steps: int = 0
+    examples: int = 0
     seconds: float = 0.0
 
 
@@ -160,7 +162,10 @@ class _Run:
         self.settings: Mapping[str, JsonValue] = {}
         self.steps = self.config.max_steps
         if isinstance(records, Sequence) or not self.steps:
-            epoch = steps_in_epoch(records, self.config, self.accelerator.num_processes)
+            self.result.examples = count_of(records)
+            epoch = steps_in_epoch(
+                self.result.examples, self.config, self.accelerator.num_processes
+            )
             self.steps = min(self.config.epochs * epoch, self.steps or self.config.epochs * epoch)
 
     def go(self, collate: Callable[[Sequence[Any], int], Mapping[str, Any]]) -> None:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from adapterx.composition import JsonValue, check_name
 from adapterx.errors import ConfigError, DependencyError, near_match
@@ -22,16 +22,27 @@ if TYPE_CHECKING:
     from adapterx.methods import Method
     from adapterx.tasks.task import Task
 
-__all__ = ["RunSettings", "add_flags", "add_training_flags", "method_from", "read_settings"]
+__all__ = [
+    "BALANCED",
+    "RunSettings",
+    "add_flags",
+    "add_training_flags",
+    "method_from",
+    "read_settings",
+]
 
 _FLAGS: Final[Mapping[str, str]] = {
     "model": "e5-small-q4, a folder, or a Hub id",
     "task": "name of the new adapter",
     "kind": "kind of task, e.g. token-classification",
     "language": "tag of the labels' language",
-    "train": "labelled data: a file, or LANG=FILE for several languages",
+    "train": "labelled data: a file, folder or hf:user/name, or LANG=FILE for several languages",
     "dev": "labelled data that decide which weights are kept: the same",
-    "test": "labelled data to score in the end: LANG=FILE",
+    "test": "labelled data to score in the end, a folder or LANG=FILE",
+    "mixing": "how several languages share an epoch",
+    "mixing_temperature": "1 keeps the sizes, higher ones make them more alike",
+    "few_shot": "training examples of each language; 0 for all",
+    "stream": "true to read training data line by line, for more than fits into memory",
     "method": "bottleneck, lora, head, full, or a preset such as seq_bn_inv",
     "reduction": "hidden size over the width of a bottleneck",
     "rank": "of a lora",
@@ -43,9 +54,11 @@ _FLAGS: Final[Mapping[str, str]] = {
     "output": "folder of the new adapter, or model",
     "resume": "true to go on from the newest checkpoint, or the folder of one",
 }
+BALANCED: Final = "balanced"
 _CHOICES: Final[Mapping[str, Sequence[str]]] = {
     "pooling": ("auto", "mean", "model"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "mixing": ("concatenate", "temperature", BALANCED),
 }
 _KIND: Final = "text-classification"
 _MANY: Final = ("train", "dev", "test")
@@ -59,12 +72,17 @@ class RunSettings:
 
     Attributes:
         task: Name of the new adapter; names a whole model in what is told.
-        train: A file, or one for each language.
+        train: A file, folder or dataset (``hf:user/name``), or one for each language.
         model: Packaged name, folder or Hub id of the encoder.
         kind: Kind of task, as `adapterx.tasks.TASKS` names it.
         language: Tag of the labels' language, where `train` is one file.
-        dev: A file, or one for each language; None for none.
-        test: A file for each language, scored in the end.
+        dev: The same; None for none.
+        test: A folder of several languages, or a file for each, scored in the end.
+        label_map: New labels by those of the data, None for examples to leave out.
+        mixing: How several languages share an epoch: as they are, by temperature, or alike.
+        mixing_temperature: Of ``"temperature"``, as `adapterx.data.sampling_shares`.
+        few_shot: Training examples of each language, chosen with the seed; 0 for all.
+        stream: Whether training data are read line by line at every pass.
         method: ``"bottleneck"``, ``"lora"``, ``"head"`` (the baseline without an adapter),
             ``"full"`` (the baseline that trains the whole model), or a preset.
         reduction: Reduction factor of a bottleneck.
@@ -86,7 +104,12 @@ class RunSettings:
     kind: str = _KIND
     language: str | None = None
     dev: str | Mapping[str, str] | None = None
-    test: Mapping[str, str] = field(default_factory=dict)
+    test: str | Mapping[str, str] = field(default_factory=dict)
+    label_map: Mapping[str, str | None] = field(default_factory=dict)
+    mixing: Literal["concatenate", "temperature", "balanced"] = "concatenate"
+    mixing_temperature: float = 5.0
+    few_shot: int = 0
+    stream: bool = False
     method: str = "bottleneck"
     reduction: float = 16
     rank: int = 16
@@ -168,11 +191,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     defaults = {one.name: one.default for one in dataclasses.fields(RunSettings)}
     for name, text in _FLAGS.items():
         default = defaults[name]
-        kind = type(default) if isinstance(default, int | float) and name != "resume" else str
+        kind = type(default) if isinstance(default, int | float) else str
         shown = f"; default {default}" if isinstance(default, str | int | float) else ""
         parser.add_argument(
-            f"--{name}",
-            type=kind,
+            f"--{name.replace('_', '-')}",
+            type=_truth if kind is bool else kind,
             help=text + shown,
             nargs="+" if name in _MANY else None,
             choices=_CHOICES.get(name),
@@ -225,8 +248,6 @@ def read_settings(
     for key in _MANY:
         if key in flags:
             flags[key] = _files(key, flags[key])
-    if "resume" in flags:
-        flags["resume"] = {"true": True, "false": False}.get(flags["resume"], flags["resume"])
     own = {f"{name}_column" for name in ("text", "pair", "label")}
     given |= {key: value for key, value in flags.items() if key in known | loop | own}
     given |= dict(_assignment(text) for text in flags.get("set", ()))
@@ -238,14 +259,13 @@ def read_settings(
             else f"{', '.join(missing)} are not set. Give them in the file or as "
             f"{', '.join(f'--{key}' for key in missing)}."
         )
-    if not isinstance(given.get("test", {}), Mapping):
-        raise ConfigError(f"test is {given['test']!r}. Give a file for each language: LANG: FILE.")
     check_name(given["task"])
     if given.get("method") == "full" and given.get("compose"):
         raise ConfigError("compose is set, but method is 'full', a model without adapters.")
     training = {key: given[key] for key in loop if key in given}
     rate = LEARNING_RATES.get(given.get("method", "bottleneck"), LEARNING_RATES["bottleneck"])
     settings = {key: given[key] for key in known if key in given}
+    _check(settings)
     if "language" in settings:
         settings["language"] = standard_tag(settings["language"])
     rest = {key: value for key, value in given.items() if key not in known | loop}
@@ -296,8 +316,25 @@ def _repaired(key: object, value: Any) -> Any:
     return value
 
 
+def _truth(text: str) -> bool | str:
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    for key, allowed in _CHOICES.items():
+        if settings.get(key, allowed[0]) not in allowed:
+            raise ConfigError(f"{key} is {settings[key]!r}. Use {', '.join(allowed)}.")
+    if not isinstance(settings.get("stream", False), bool):
+        raise ConfigError(f"stream is {settings['stream']!r}. Use true or false.")
+    count = settings.get("few_shot", 0)
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise ConfigError(f"few_shot is {count!r}, not a whole number of at least 0.")
+    if not isinstance(settings.get("label_map", {}), Mapping):
+        raise ConfigError(f"label_map is {settings['label_map']!r}. Write OLD: NEW for each label.")
+
+
 def _files(key: str, given: Sequence[str]) -> str | dict[str, str]:
-    if len(given) == 1 and "=" not in given[0] and key != "test":
+    if len(given) == 1 and "=" not in given[0]:
         return given[0]
     wrong = [text for text in given if "=" not in text]
     if wrong:

@@ -168,7 +168,6 @@ def facts_of(
     config: TrainingConfig,
     result: Result,
     *,
-    examples: int,
     compose: str,
     tests: Mapping[str, float] | None = None,
 ) -> dict[str, JsonValue]:
@@ -177,7 +176,7 @@ def facts_of(
     return {
         "task": task_to_json(task),
         "training": {
-            "examples": examples,
+            "examples": result.examples,
             "steps": result.steps,
             "kept": "average" if config.keep == "average" else f"step {kept}",
             "learning_rate": config.learning_rate,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterx.errors import DataError
-from adapterx.training.batches import steps_in_epoch, steps_of
+from adapterx.training.batches import count_of, steps_in_epoch, steps_of
 from adapterx.training.config import TrainingConfig
 
 SIZES = st.integers(1, 4)
@@ -45,7 +45,7 @@ def test_all_processes_together_read_every_record_once_an_epoch(
     runs = [
         list(steps_of(records, config, process=at, processes=processes)) for at in range(processes)
     ]
-    steps = steps_in_epoch(records, config, processes)
+    steps = steps_in_epoch(count_of(records), config, processes)
     assert {len(run) for run in runs} == {2 * steps}
     for epoch in (0, 1):
         read = [

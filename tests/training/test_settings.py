@@ -74,7 +74,8 @@ def test_files_are_named_by_language(written: Callable[[Any], str]) -> None:
     by_flag = read("--task", "t", "--output", "out", *flags)
     assert by_file.train == by_flag.train == {"sw": "sw.jsonl", "no": "no.jsonl"}
     assert by_file.test == by_flag.test == {"fr": "fr.jsonl"}
-    assert read("--task", "t", "--output", "o", "--train", "a.jsonl").train == "a.jsonl"
+    alone = read("--task", "t", "--output", "o", "--train", "a.jsonl", "--test", "folder")
+    assert (alone.train, alone.test) == ("a.jsonl", "folder")
 
 
 @pytest.mark.parametrize("method", ["bottleneck", "lora", "head", "full"])
@@ -124,7 +125,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "out of range": ({**NEEDED, "batch_size": 0, "warmup": 2}, "batch_size is 0"),
     "key without a name": ({**NEEDED, 1: 2}, "There is no setting 1"),
     "whole model composed": ({**NEEDED, "method": "full", "compose": "a"}, "compose is set, but"),
-    "test without language": ({**NEEDED, "test": "a.jsonl"}, "Give a file for each language"),
+    "unknown mixing": ({**NEEDED, "mixing": "equal"}, "mixing is 'equal'. Use concatenate, temp"),
+    "few shots": ({**NEEDED, "few_shot": -1}, "few_shot is -1"),
+    "streaming": ({**NEEDED, "stream": "maybe"}, "stream is 'maybe'. Use true or false."),
+    "label map": ({**NEEDED, "label_map": ["a"]}, "label_map is ['a']. Write OLD: NEW"),
     "no YAML": ("task: [t\n", "cannot be read"),
     "a list": (["task"], "does not hold keys with values"),
     "empty": ("", "task, train, output are not set."),
@@ -155,7 +159,7 @@ def test_a_missing_configuration_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (["--test", "sw.jsonl"], "'sw.jsonl' in --test. Write LANG=FILE"),
+        (["--test", "sw=sw.jsonl", "yo.jsonl"], "'yo.jsonl' in --test. Write LANG=FILE"),
         (["--train", "a.jsonl", "b.jsonl"], "'a.jsonl' in --train. Write LANG=FILE"),
         (["--set", "text_column"], "'text_column' in --set. Write KEY=VALUE"),
     ],
