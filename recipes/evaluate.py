@@ -32,7 +32,7 @@ from adapterx.evaluation.measured import Measured, merge
 from adapterx.evaluation.measuring import measure
 from adapterx.evaluation.report.files import write_report
 from adapterx.evaluation.report.terminal import print_table
-from adapterx.evaluation.table import table_of
+from adapterx.evaluation.scoring import table_of
 from adapterx.evaluation.testsets import find_tests, read_tests
 
 # What a configuration may say, with the defaults; as the options of `adapterx evaluate`.

@@ -108,3 +108,5 @@ def _quiet(debug: bool) -> None:
     if not debug:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings tell of every retry
+        os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # what it logs it raises too

@@ -196,7 +196,7 @@ def _name(tag: str) -> str:
     from adapterx.data.report import UNKNOWN
     from adapterx.languages import language_name
 
-    return "not said" if tag == UNKNOWN else language_name(tag)
+    return "not said" if tag == UNKNOWN else " / ".join(map(language_name, tag.split("/")))
 
 
 def _spread(spread: Spread) -> str:

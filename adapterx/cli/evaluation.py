@@ -100,7 +100,7 @@ def _evaluate(options: argparse.Namespace) -> JsonValue:
     from adapterx.evaluation.measuring import measure
     from adapterx.evaluation.report.files import write_report
     from adapterx.evaluation.report.terminal import print_table
-    from adapterx.evaluation.table import table_of
+    from adapterx.evaluation.scoring import table_of
     from adapterx.languages import standard_tag
 
     others = [Measured.load(path) for path in options.merge]

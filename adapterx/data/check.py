@@ -8,7 +8,7 @@ from __future__ import annotations
 import unicodedata
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import combinations, islice
@@ -26,9 +26,9 @@ _LABELS: Final = ("label", "labels", "tags", "ner_tags", "pos_tags", "upos", "an
 _FACTS: Final = {"id", "idx", "guid", "uid", "language", "lang", "score"}
 _CHUNK: Final = 512  # rows given to the tokenizer at once
 _SHORT: Final = 3  # letters or digits
-# Letters between spaces, where spaces set words apart: below 13 on average in all such languages
-# of FLORES-200, and above 20 in Thai, Lao, Khmer, Burmese, Tibetan, Chinese and Japanese.
-_WORD: Final = 15
+# Characters between spaces above which spaces do not set words apart: over FLORES-200 the mean is
+# at most 10 where they do, and at least 15 where not (Burmese; 20 in Chinese, 28 in Thai).
+_WORD: Final = 13
 
 
 @dataclass(slots=True)
@@ -92,6 +92,7 @@ def check_rows(
                 read.append((kept, [text for text, _ in texts.values()]))
             if tokenizer is not None:
                 _count_tokens(read, tokenizer)
+    # Of texts as short as "cause" and "effect", all are in train too.
     long = [name for name in fields if len(fields) > 1 and word_counts[name] >= 3 * fields[name]]
     return Report(
         tuple(fields),
@@ -126,7 +127,7 @@ def _texts(row: Row, label: str | None) -> dict[str, tuple[str, int]]:
 def _language(row: Row, texts: Mapping[str, object]) -> str:
     """Return the tag of a row; both, where its fields are a text and its translation."""
     if row.language is None and len(texts) == len(row.fields) == 2:
-        return "-".join(texts) if all(map(langcodes.tag_is_valid, texts)) else UNKNOWN
+        return "/".join(texts) if all(map(langcodes.tag_is_valid, texts)) else UNKNOWN
     return row.language or UNKNOWN
 
 
@@ -136,9 +137,9 @@ def _count(kept: _Counts, texts: Mapping[str, tuple[str, int]], label: object) -
     kept.characters.append(sum(len(text) for text, _ in texts.values()))
     kept.words.append(sum(words for _, words in texts.values()))
     kept.labels.update(_labels(label))
-    letters = [sum(map(str.isalnum, islice(text, 50))) for text in plain.values()]
-    kept.empty += not all(plain.values()) or not plain
-    kept.short += all(plain.values()) and any(number < _SHORT for number in letters)
+    blank = not plain or not all(plain.values())
+    kept.empty += blank
+    kept.short += not blank and any(map(_is_short, plain.values()))
     key, answer = _digest("\x1f".join(plain.values())), _digest(repr(label))
     if key in kept.seen:
         kept.duplicates += 1
@@ -202,44 +203,46 @@ def _languages(
         kept = [one for (_, tag), one in counts.items() if tag == language]
         characters = np.concatenate([one.characters for one in kept])
         words = np.concatenate([one.words for one in kept])
-        report = LanguageReport(language, _spread(characters), _spread(words))
+        measured: dict[str, Any] = {}
         if tokens:
             lengths = np.concatenate([one.tokens for one in kept])
             dense = characters.sum() > _WORD * words.sum()
-            total = max(1, sum(one.pieces for one in kept))
-            report = LanguageReport(
-                language,
-                report.characters,
-                report.words,
-                _spread(lengths),
-                float((lengths > max_length).mean()),
-                float(total / max(1, (characters if dense else words).sum())),
-                "character" if dense else "word",
-                sum(one.unknown for one in kept) / total,
-            )
-        yield report
+            pieces = sum(one.pieces for one in kept)
+            measured = {
+                "tokens": _spread(lengths),
+                "cut": float((lengths > max_length).mean()),
+                "fertility": float(pieces / max(1, (characters if dense else words).sum())),
+                "per": "character" if dense else "word",
+                "unknown": sum(one.unknown for one in kept) / max(1, pieces),
+            }
+        yield LanguageReport(language, _spread(characters), _spread(words), **measured)
 
 
 def _overlaps(
     counts: Mapping[tuple[str, str], _Counts], splits: list[str], fields: list[str]
 ) -> Iterator[Overlap]:
+    """Yield what two splits share, whole rows first; fields where they share more than that."""
     for first, second in combinations(splits, 2):
         rows = 0
         for name in (None, *fields):
-            known, languages, distinct = set[int](), {}, set[int]()
-            for (split, _), kept in counts.items():
-                if split == first:
-                    known |= kept.seen.keys() if name is None else kept.fields[name]
+            known: set[int] = set()
+            texts: dict[str, Set[int]] = {}
             for (split, language), kept in counts.items():
-                if split == second:
-                    texts = kept.seen.keys() if name is None else kept.fields[name]
-                    distinct |= texts
-                    languages[language] = len(known & texts)
-            both = len(known & distinct)
-            rows = both if name is None else rows
-            if both and (name is None or both != rows):
-                found = {tag: number for tag, number in languages.items() if number}
-                yield Overlap(first, second, name, both, len(distinct), found)
+                digests = kept.seen.keys() if name is None else kept.fields[name]
+                if split == first:
+                    known |= digests
+                elif split == second:
+                    texts[language] = digests
+            every = set[int]().union(*texts.values())
+            both = len(known & every)
+            if name is None:
+                rows = both
+            elif both == rows:
+                continue
+            if both:
+                shared = {tag: len(known & digests) for tag, digests in texts.items()}
+                found = {tag: number for tag, number in shared.items() if number}
+                yield Overlap(first, second, name, both, len(every), found)
 
 
 def _spread(lengths: np.ndarray[Any, np.dtype[Any]]) -> Spread:
@@ -249,6 +252,10 @@ def _spread(lengths: np.ndarray[Any, np.dtype[Any]]) -> Spread:
 
 def _plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _is_short(text: str) -> bool:
+    return len(list(islice(filter(str.isalnum, text), _SHORT))) < _SHORT
 
 
 def _digest(text: str) -> int:

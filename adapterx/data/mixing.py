@@ -121,6 +121,9 @@ class Mixture(Generic[_Record]):
     def __iter__(self) -> Iterator[_Record]:
         return self.shuffled(0)
 
+    def __len__(self) -> int:
+        return sum(self.quotas.values())
+
 
 def mix(
     parts: Mapping[str, Sequence[_Record] | Stream[_Record]],

@@ -12,6 +12,7 @@ __all__ = ["UNKNOWN", "LanguageReport", "Overlap", "Part", "Report", "Spread"]
 
 UNKNOWN: Final = "und"  # BCP 47's own tag for a language that nobody said
 _MANY: Final = 6  # languages named in a finding; of more the number
+_SHARE: Final = 0.01  # of rows or tokens, from which on it deserves a look
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Part:
 
     Attributes:
         split: Its name.
-        language: BCP-47 tag, `UNKNOWN` where nobody said; for translations both, as ``en-mi``.
+        language: BCP-47 tag, `UNKNOWN` where nobody said; for translations both, as ``en/mi``.
         rows: How many there are.
         duplicates: Rows whose texts came before in this part, but for case, width and spaces.
         contradictions: Those among them with another label than at first.
@@ -137,9 +138,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON data, with the findings."""
-        data = dataclasses.asdict(self)
-        lists = {key: list(value) for key, value in data.items() if isinstance(value, tuple)}
-        return {**data, **lists, "findings": self.findings()}
+        return {**dataclasses.asdict(self), "findings": self.findings()}
 
     def findings(self) -> list[str]:
         """Return what deserves a look, a line each, the gravest first."""
@@ -208,7 +207,12 @@ class Report:
         unknown = _shares({one.language: one.unknown or 0 for one in read})
         lines = [f"Rows with more than {self.max_length} tokens: {cut}."] if cut else []
         lines += [f"Tokens that the tokenizer does not know: {unknown}."] if unknown else []
-        words = {one.language: one.fertility or 0 for one in read if one.per == "word"}
+        # An unknown word is one token, however long: those languages are named already.
+        words = {
+            one.language: one.fertility or 0
+            for one in read
+            if one.per == "word" and (one.unknown or 0) < _SHARE
+        }
         if words:
             trained = [part.language for part in self.parts if part.split == "train"]
             base = min(words, key=lambda tag: (tag not in trained, words[tag]))
@@ -226,7 +230,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _shares(shares: Mapping[str, float]) -> str:
-    return _listed(f"{tag} {shares[tag]:.0%}" for tag in _largest(shares) if shares[tag] >= 0.01)
+    return _listed(f"{tag} {shares[tag]:.0%}" for tag in _largest(shares) if shares[tag] >= _SHARE)
 
 
 def _largest(values: Mapping[str, float]) -> list[str]:

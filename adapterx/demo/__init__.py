@@ -31,7 +31,8 @@ from adapterx.evaluation.measuring import measure
 from adapterx.evaluation.report.page import page
 from adapterx.evaluation.report.plots import bars
 from adapterx.evaluation.report.terminal import print_table
-from adapterx.evaluation.table import Table, table_of
+from adapterx.evaluation.scoring import table_of
+from adapterx.evaluation.table import Table
 from adapterx.evaluation.testsets import TestSet, find_tests, read_tests
 from adapterx.languages import language_name
 from adapterx.methods import Bottleneck

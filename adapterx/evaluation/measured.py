@@ -170,7 +170,7 @@ class Measured:
                         **{
                             **one,
                             "predictions": tuple(one["predictions"]),
-                            "statistics": tuple(map(tuple, one["statistics"])),
+                            "statistics": tuple(map(tuple, one.get("statistics", ()))),
                             "cost": Cost(**one["cost"]),
                         }
                     )

@@ -33,12 +33,16 @@ SETTINGS = [
 ]
 
 
-def _parsers() -> dict[str, Any]:
-    (verbs,) = (action for action in build_parser()._actions if hasattr(action.choices, "items"))
-    return dict(verbs.choices)
+def _parsers(parser: Any, *verb: str) -> dict[str, Any]:
+    """Return the parser of each verb; of `data` those of its own verbs: `data check`."""
+    choices = [action.choices for action in parser._actions if hasattr(action.choices, "items")]
+    if not choices:
+        return {" ".join(verb): parser}
+    below = (_parsers(one, *verb, name) for name, one in choices[0].items())
+    return {name: one for parsers in below for name, one in parsers.items()}
 
 
-VERBS = _parsers()
+VERBS = _parsers(build_parser())
 
 
 @dataclass

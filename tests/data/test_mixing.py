@@ -66,7 +66,7 @@ def test_an_epoch_takes_the_share_of_each_language(kind: str, temperature: float
     mixture = mix(_parts(kind), temperature=temperature, size=900)
     counts = Counter(tag for tag, _ in mixture)
     shares = sampling_shares(SIZES, temperature)
-    assert counts.total() == 900
+    assert counts.total() == len(mixture) == 900
     assert counts == Counter(mixture.quotas)
     assert all(abs(counts[tag] - 900 * share) <= 1 for tag, share in shares.items())
     if temperature == math.inf:

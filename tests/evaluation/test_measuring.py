@@ -21,7 +21,7 @@ from adapterx.evaluation.manifest import cards_of, manifest_of
 from adapterx.evaluation.measured import Measured
 from adapterx.evaluation.measuring import measure, parameters_of
 from adapterx.evaluation.report.page import page
-from adapterx.evaluation.table import table_of
+from adapterx.evaluation.scoring import table_of
 from adapterx.evaluation.testsets import find_tests, read_tests, sha256_of
 from adapterx.model import set_strength
 from adapterx.prediction import logits_of

@@ -27,7 +27,7 @@ from adapterx.evaluation.report.page import page
 from adapterx.evaluation.report.plots import bars, heat_map
 from adapterx.evaluation.report.terminal import print_table
 from adapterx.evaluation.report.words import interval, number, points, score_name, size
-from adapterx.evaluation.table import table_of
+from adapterx.evaluation.scoring import table_of
 
 Make = Callable[..., Measured]
 Draw = Callable[..., list[int]]

@@ -17,7 +17,7 @@ from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_sc
 from adapterx.errors import DataError, FormatError, UnknownNameError
 from adapterx.evaluation.measured import Measured, merge
 from adapterx.evaluation.report.files import as_csv
-from adapterx.evaluation.table import table_of
+from adapterx.evaluation.scoring import table_of
 
 Make = Callable[..., Measured]
 Draw = Callable[..., list[int]]

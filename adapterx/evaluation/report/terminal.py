@@ -73,7 +73,8 @@ def _languages(table: Table) -> Grid:
 def _groups(table: Table) -> Grid:
     grid = _grid("Means over languages")
     grid.add_column("")
-    for name in ("mean", "95 %", "± runs", "gain", "95 %"):
+    several = len(table.runs) > 1
+    for name in ("mean", "95 %", *(["± runs"] if several else []), "gain", "95 %"):
         grid.add_column(name, justify="right", no_wrap=True)
     sections = [(group, table.score) for group in table.groups]
     sections += [(table.groups[0], score) for score in table.scores if score != table.score]
@@ -84,7 +85,8 @@ def _groups(table: Table) -> Grid:
             if cell is not None:
                 known, gain = cell.scores[score], cell.gains.get(score)
                 numbers = [number(known.value, score), interval(known, score)]
-                numbers.append(number(cell.std[score], score) if cell.std else "")
+                if several:
+                    numbers.append(number(cell.std[score], score) if cell.std else "")
                 numbers += [_gain(gain, score), between(gain, score)] if gain else []
             last = at == len(group.cells) - 1
             grid.add_row(f"  {escape(column)}", *numbers, end_section=last)
