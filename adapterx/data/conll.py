@@ -21,14 +21,14 @@ def read_conll(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield sentences, as lists ``tokens`` and ``tags``, each with the line of its first word.
 
     The word is the first column and its tag the last, as in the tasks of CoNLL 2002 and 2003; in
-    files that count the words of a sentence in their first column, as Universal NER does, they
-    are the second and the third. Columns are apart by tabs, or by spaces where there are no tabs.
-    ``-DOCSTART-`` and comments (lines with ``#`` and another number of columns) are left out.
+    files whose first sentence has its words counted in the first column, as Universal NER's have,
+    they are the second and the third. Columns are apart by tabs, or by spaces where there are no
+    tabs. ``-DOCSTART-`` and comments (lines with ``#`` and another number of columns) are left out.
 
     Raises:
         DataError: If the file cannot be read, or a line has another number of columns.
     """
-    width = 0
+    width, counted = 0, None
     for sentence in _sentences(path):
         rows = [(number, _columns(line)) for number, line in sentence]
         plain = [one for one in rows if one[1][0] != "-DOCSTART-"]
@@ -42,9 +42,9 @@ def read_conll(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
                 )
         if not words:
             continue
-        counted = width > 2 and [row[0] for _, row in words] == [
-            str(index) for index in range(1, len(words) + 1)
-        ]
+        if counted is None:  # by the first sentence: "1" may be the whole of a later one
+            numbers = [str(index) for index in range(1, len(words) + 1)]
+            counted = width > 2 and [row[0] for _, row in words] == numbers
         token, tag = (1, 2) if counted else (0, width - 1)
         yield (
             f"line {words[0][0]}",

@@ -138,7 +138,7 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> PreTrainedToke
     """Load the tokenizer of an encoder; see `load_encoder`.
 
     Raises:
-        BaseModelError: If there is none.
+        BaseModelError: If there is none, or it is empty.
     """
     try:
         loaded = AutoTokenizer.from_pretrained(encoder_source(model), revision=revision)
@@ -146,7 +146,7 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> PreTrainedToke
             raise ValueError("its tokenizer has no vocabulary")
     except (OSError, ValueError) as error:
         raise BaseModelError(
-            f"No tokenizer of {model!r} can be loaded ({_first_line(error)}). Give "
+            f"{model!r} cannot be loaded as an encoder ({_first_line(error)}). Give "
             f"{ENCODER_NAME!r}, a folder that save_pretrained wrote, or a Hub id."
         ) from error
     tokenizer: PreTrainedTokenizerBase = loaded

@@ -48,6 +48,12 @@ def test_conll_files_give_words_and_tags(tmp_path: Path, ending: str, text: str)
     assert {row.language for row in rows} == {"sw"}
 
 
+def test_a_sentence_that_is_a_number_is_not_counted(tmp_path: Path) -> None:
+    path = tmp_path / "x.conll"
+    path.write_text("EU NNP I-NP B-ORG\nrejects VBZ I-VP O\n\n1 CD I-NP O\n")
+    assert [row.fields["tokens"] for row in read_rows(path)] == [["EU", "rejects"], ["1"]]
+
+
 def test_a_sentence_is_where_its_first_word_is(tmp_path: Path) -> None:
     path = tmp_path / "x.conll"
     path.write_text("\n# a comment of several words\na O\nb O\n\n\nc O\n")
