@@ -30,7 +30,7 @@ from adapterx.evaluation.measuring import measure
 from adapterx.evaluation.report.files import as_csv
 from adapterx.evaluation.report.page import page
 from adapterx.evaluation.report.terminal import print_table
-from adapterx.evaluation.table import table_of
+from adapterx.evaluation.scoring import table_of
 from adapterx.tasks import read_records, task_from_json
 from adapterx.training.config import TrainingConfig
 from adapterx.training.task import train_task
