@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -24,13 +22,13 @@ from adapterx.evaluation.table import Cell, Table
 
 __all__ = ["print_table"]
 
-# As many columns leave room for intervals and scripts on a line of 100 characters.
-_ROOMY: Final = 2
+# Room for intervals and scripts: so many columns, on a line of so many characters.
+_FEW, _WIDE = 2, 100
 
 
 def print_table(table: Table, console: Console) -> None:
     """Print a table: languages, means over groups of them, what each column costs, a legend."""
-    console.print(_languages(table))
+    console.print(_languages(table, console.width))
     if table.groups:
         console.print(_groups(table))
     console.print(_costs(table))
@@ -48,12 +46,12 @@ def _grid(title: str) -> Grid:
     )
 
 
-def _languages(table: Table) -> Grid:
-    roomy = len(table.columns) <= _ROOMY
+def _languages(table: Table, width: int) -> Grid:
+    roomy = len(table.columns) <= _FEW and width >= _WIDE
     knows_seen = any(row.seen is not None for row in table.rows)
     knows_scripts = roomy and len({row.script for row in table.rows}) > 1
     grid = _grid(f"{table.task}: {score_name(table.score)} by language")
-    grid.add_column("language", overflow="fold")
+    grid.add_column("language", overflow="fold", min_width=16)
     if knows_scripts:
         grid.add_column("script", no_wrap=True)
     if knows_seen:
@@ -72,7 +70,7 @@ def _languages(table: Table) -> Grid:
 
 def _groups(table: Table) -> Grid:
     grid = _grid("Means over languages")
-    grid.add_column("")
+    grid.add_column("", min_width=24)
     several = len(table.runs) > 1
     for name in ("mean", "95 %", *(["± runs"] if several else []), "gain", "95 %"):
         grid.add_column(name, justify="right", no_wrap=True)
