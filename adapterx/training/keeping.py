@@ -50,9 +50,11 @@ class Keeper:
         self.waited = 0 if better or score is None else self.waited + 1
         if better:
             self._best = score
-        if better or score is None or self.config.keep != "best":
+        # Of equals the later one: it has learnt longer, and small dev sets have many equals.
+        best = score is not None and score == self._best
+        if best or score is None or self.config.keep != "best":
             self.kept = self._points
-        if self.config.keep == "best" and better:
+        if self.config.keep == "best" and best:
             self.weights = _copy(trainable)
         if self.config.keep == "average" and share > self.config.average_after:
             self.averaged += 1

@@ -180,10 +180,10 @@ def test_the_rate_climbs_and_then_follows_its_schedule(
         ("best", [0.1, 0.9, 0.5], 1),
         ("best", [0.9, 0.1, 0.5], 0),
         ("best", [0.1, 0.5, 0.9], 2),
-        ("best", [0.5, 0.5, 0.5], 0),
+        ("best", [0.5, 0.5, 0.5], 2),
         ("last", [0.9, 0.5, 0.1], 2),
     ],
-    ids=["best of the middle", "best of all", "best at last", "first of equals", "last"],
+    ids=["best of the middle", "best of all", "best at last", "last of equals", "last"],
 )
 def test_the_model_has_the_weights_of_the_epoch_it_keeps(
     ready: Any, run_fit: Callable[..., Result], keep: str, scores: list[float], kept: int
@@ -276,12 +276,12 @@ def test_training_ends_when_the_score_no_longer_rises(
     left = iter(scores)
     result = run_fit(
         ready,
-        config={"epochs": 6, "patience": patience},
+        config={"epochs": 6, "patience": patience, "keep": "best"},
         evaluate=lambda model: {"accuracy": next(left)},
     )
     assert len(result.scores) == points
     assert result.steps == 2 * points
-    assert result.kept == scores[:points].index(max(scores[:points]))
+    assert scores[result.kept] == max(scores[:points])
     assert result.final == {"accuracy": max(scores[:points])}
 
 
