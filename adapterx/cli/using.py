@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterx.composition import JsonValue
 from adapterx.errors import ConfigError, DataError, UnknownNameError, near_match
+
+if TYPE_CHECKING:
+    from adapterx.store.card import Card
 
 __all__ = ["add_verbs", "load_for_task"]
 
@@ -18,7 +22,8 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
         "predict",
         parents=[common],
         help="answer a task for texts in a language",
-        description="Answer a saved task for texts; a language's adapter goes under it.",
+        description="Answer a saved task of any kind for texts, a line each; a language's adapter "
+        "goes under it.",
         epilog="example: adapterx predict --model e5-small-q4 --task topics --lang sw "
         '"Timu ilishinda mechi."',
         allow_abbrev=False,
@@ -35,9 +40,14 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
         help="none: the task alone where the language has no adapter",
     )
     predict.add_argument("--file", type=Path, help="a file of texts, one a line")
-    predict.add_argument("texts", nargs="*", metavar="TEXT")
     predict.add_argument(
-        "--pair", nargs="+", metavar="TEXT", help="second texts, one for each TEXT before"
+        "texts", nargs="*", metavar="TEXT", help="texts; contexts, premises, or sources"
+    )
+    predict.add_argument(
+        "--pair",
+        nargs="+",
+        metavar="TEXT",
+        help="second texts, questions of contexts: one for each TEXT; the choices of one TEXT",
     )
     predict.set_defaults(run=_predict)
 
@@ -62,28 +72,9 @@ def load_for_task(options: argparse.Namespace, task: str | None = None) -> tuple
         UnknownNameError: If the task is nowhere to be found.
     """
     from adapterx.encoders import load_encoder
-    from adapterx.store.card import Card
-    from adapterx.store.hub import is_repo_id, pull
-    from adapterx.store.local import adapters_folder, stored
     from adapterx.tasks import task_from_json
 
-    task = options.task if task is None else task
-    if Path(task).is_dir():
-        card = Card.read(Path(task))
-    elif is_repo_id(task):
-        card = Card.read(pull(task))
-    elif len(Path(task).parts) > 1:
-        raise UnknownNameError(f"There is no folder {task}. Give an adapter's folder, or its name.")
-    else:
-        tasks = [card for _, card in stored(options.store) if card.kind == "task"]
-        names = sorted({card.name for card in tasks})
-        if task not in names:
-            raise UnknownNameError(
-                f"No task {task!r} in {adapters_folder(options.store)} "
-                f"(there: {', '.join(names) or 'none'}).{near_match(task, names)} "
-                "Train it: adapterx train --help."
-            )
-        card = next(card for card in tasks if card.name == task)
+    card = _card(options.task if task is None else task, options.store)
     mean = (card.model_class or "").startswith("MeanPooling")
     return load_encoder(
         options.model,
@@ -93,26 +84,42 @@ def load_for_task(options: argparse.Namespace, task: str | None = None) -> tuple
     )
 
 
-def _predict(options: argparse.Namespace) -> JsonValue:
-    from adapterx.data import read_lines
+def _card(task: str, store: str | None) -> Card:
+    from adapterx.store.card import Card
+    from adapterx.store.hub import is_repo_id, pull
+    from adapterx.store.local import adapters_folder, stored
 
-    texts = list(options.texts)
-    if options.file is not None:
-        texts += read_lines(options.file)
-    if not texts or not all(text.strip() for text in texts):
-        raise DataError("No text to answer. Give texts, or a file of them with --file.")
+    if Path(task).is_dir():
+        return Card.read(Path(task))
+    if is_repo_id(task):
+        return Card.read(pull(task))
+    if len(Path(task).parts) > 1:
+        raise UnknownNameError(f"There is no folder {task}. Give an adapter's folder, or its name.")
+    tasks = [card for _, card in stored(store) if card.kind == "task"]
+    names = sorted({card.name for card in tasks})
+    if task not in names:
+        raise UnknownNameError(
+            f"No task {task!r} in {adapters_folder(store)} "
+            f"(there: {', '.join(names) or 'none'}).{near_match(task, names)} "
+            "Train it: adapterx train --help."
+        )
+    return next(card for card in tasks if card.name == task)
+
+
+def _predict(options: argparse.Namespace) -> JsonValue:
+    rows = _asked(options)
     if options.lang and options.compose:
         raise ConfigError("Both lang and compose given. Give one of them.")
-    if options.pair is not None and len(options.pair) != len(texts):
-        raise DataError(
-            f"{len(options.pair)} texts after --pair for {len(texts)} before. Give one for each."
-        )
-    rows: list[str | tuple[str, str]] = (
-        list(texts) if options.pair is None else list(zip(texts, options.pair, strict=True))
-    )
 
     import adapterx
+    from adapterx.tasks import task_from_json
 
+    card = _card(options.task, options.store)
+    # A task that was trained elsewhere does not say whether it reads pairs.
+    unsaid = {"pair_column": "pair"} if len(rows[0]) > 1 else {}
+    labels = () if card.labels is None else card.labels.names
+    task = task_from_json(card.facts.get("task", unsaid), labels)
+    records = [task.ask(*row) for row in rows]
     model, tokenizer = load_for_task(options)
     if options.compose:
         adapterx.attach(model, task=options.task, store=options.store)
@@ -125,16 +132,42 @@ def _predict(options: argparse.Namespace) -> JsonValue:
             store=options.store,
             fallback=options.fallback,
         )
-    answers = adapterx.predict(model, tokenizer, rows)
+    answers = task.tell(model, tokenizer, records)
     if not options.json:
-        width = max(len(answer.get("label", "")) for answer in answers)
-        for row, answer in zip(rows, answers, strict=True):
-            shown = row if isinstance(row, str) else " | ".join(row)
-            print(f"{answer.get('label', ''):<{width}}  {answer['score']:.3f}  {shown}")
+        _print(rows, answers)
     return {
         "composition": adapterx.summary(model).active,
         "predictions": [
-            {"text": row if isinstance(row, str) else list(row), **answer}  # type: ignore[dict-item]
+            {"text": list(row) if len(row) > 1 else row[0], **answer}
             for row, answer in zip(rows, answers, strict=True)
         ],
     }
+
+
+def _asked(options: argparse.Namespace) -> list[tuple[str, ...]]:
+    """Return each text that is asked about, and the second texts that belong to it."""
+    from adapterx.data import read_lines
+
+    texts, pairs = list(options.texts), list(options.pair or ())
+    if options.file is not None:
+        texts += read_lines(options.file)
+    if not texts or not all(text.strip() for text in (*texts, *pairs)):
+        raise DataError("No text to answer. Give texts, or a file of them with --file.")
+    if len(texts) == 1:  # the choices of a premise are several
+        return [(texts[0], *pairs)]
+    if pairs and len(pairs) != len(texts):
+        raise DataError(
+            f"{len(pairs)} texts after --pair for {len(texts)} before. Give one for each."
+        )
+    return list(zip(texts, pairs, strict=True)) if pairs else [(text,) for text in texts]
+
+
+def _print(rows: Sequence[Sequence[str]], answers: Sequence[Mapping[str, Any]]) -> None:
+    """Print a line an answer: itself, or a label or number with its text."""
+    width = max(len(answer.get("label", "")) for answer in answers)
+    for row, answer in zip(rows, answers, strict=True):
+        if "answer" in answer:
+            print(" ".join(answer["answer"].split()) or "(no answer)")
+        else:
+            label = f"{answer['label']:<{width}}  " if "label" in answer else ""
+            print(f"{label}{answer['score']:.3f}  {' | '.join(row)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, cast
 
 import datasets
 import evaluate
@@ -14,21 +14,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
+from adapterx.composition import JsonValue
 from adapterx.data import Row
 from adapterx.encoders import Head
 from adapterx.errors import DataError, near_match
 from adapterx.heads import Problem
-from adapterx.prediction import Text, logits_of
+from adapterx.prediction import Text, logits_of, predict
 from adapterx.tasks.metric import Array, TaskMetric, ratio
+from adapterx.tasks.task import wrong_pair
 
 __all__ = [
     "ClassificationMetric",
     "Example",
     "TextClassification",
     "Texts",
+    "pair_of",
     "shown",
     "text_batch",
     "texts_of",
+    "told",
 ]
 
 
@@ -122,6 +126,10 @@ class TextClassification:
             )
         return Example(text, pair, label, row.language)
 
+    def ask(self, text: str, *pair: str) -> Example:
+        """Make an example of a text, or of a pair where `pair_column` names one."""
+        return Example(text, pair_of(self.kind, pair, several=self.pair_column is not None))
+
     def with_labels(self, records: Sequence[Example]) -> Self:
         """Return the task with the labels that occur, sorted; there must be two."""
         labels = tuple(sorted({str(record.label) for record in records}))
@@ -172,6 +180,12 @@ class TextClassification:
         )
         return logits.argmax(-1).tolist()
 
+    def tell(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, records: Sequence[Example]
+    ) -> list[dict[str, JsonValue]]:
+        """Return the best label, its probability, and those of all."""
+        return told(model, tokenizer, records)
+
     def reference(self, record: Example) -> int:
         """Return the index of the right label."""
         return self.labels.index(str(record.label))
@@ -210,6 +224,26 @@ class Texts(Protocol):
 def texts_of(records: Sequence[Texts]) -> list[Text]:
     """Return the texts, or pairs of texts, of records."""
     return [one.text if one.text_pair is None else (one.text, one.text_pair) for one in records]
+
+
+def pair_of(kind: str, pair: Sequence[str], *, several: bool) -> str | None:
+    """Return the second text, None for none, of what is asked.
+
+    Raises:
+        ConfigError: If there is one too many, or too few.
+    """
+    if len(pair) != several:
+        raise wrong_pair(kind, pair, "one for each text" if several else "one text at a time")
+    return pair[0] if pair else None
+
+
+def told(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, records: Sequence[Texts]
+) -> list[dict[str, JsonValue]]:
+    """Return what `adapterx.predict` says of the texts of records."""
+    return [
+        cast("dict[str, JsonValue]", one) for one in predict(model, tokenizer, texts_of(records))
+    ]
 
 
 def shown(record: Texts) -> str:

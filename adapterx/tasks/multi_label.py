@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
+from adapterx.composition import JsonValue
 from adapterx.data import Row
 from adapterx.encoders import Head
 from adapterx.errors import DataError, near_match
 from adapterx.heads import Problem
 from adapterx.prediction import logits_of
-from adapterx.tasks.classification import shown, text_batch, texts_of
+from adapterx.tasks.classification import pair_of, shown, text_batch, texts_of, told
 from adapterx.tasks.metric import Array, TaskMetric, precision_recall_f1, ratio
 
 __all__ = ["LabelledText", "MultiLabelClassification", "MultiLabelMetric"]
@@ -127,6 +128,10 @@ class MultiLabelClassification:
                 )
         return LabelledText(text, pair, tuple(dict.fromkeys(found)), row.language)
 
+    def ask(self, text: str, *pair: str) -> LabelledText:
+        """Make a record of a text, or of a pair where `pair_column` names one."""
+        return LabelledText(text, pair_of(self.kind, pair, several=self.pair_column is not None))
+
     def with_labels(self, records: Sequence[LabelledText]) -> Self:
         """Return the task with the labels that occur, sorted; there must be one."""
         labels = tuple(sorted({name for record in records for name in record.labels}))
@@ -178,6 +183,12 @@ class MultiLabelClassification:
             [name for name, logit in zip(self.labels, row, strict=True) if logit > 0]
             for row in logits.tolist()
         ]
+
+    def tell(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, records: Sequence[LabelledText]
+    ) -> list[dict[str, JsonValue]]:
+        """Return the labels above one half with commas, and the probabilities of all."""
+        return told(model, tokenizer, records)
 
     def reference(self, record: LabelledText) -> list[str]:
         """Return the right labels."""

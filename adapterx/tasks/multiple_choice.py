@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
+from adapterx.composition import JsonValue
 from adapterx.data import Row
 from adapterx.encoders import Head
 from adapterx.errors import DataError
@@ -22,6 +23,7 @@ from adapterx.heads import Problem
 from adapterx.prediction import Text, logits_of
 from adapterx.tasks.classification import text_batch
 from adapterx.tasks.metric import Array, TaskMetric, ratio
+from adapterx.tasks.task import wrong_pair
 
 __all__ = ["ChoiceMetric", "MultipleChoice", "Question"]
 
@@ -34,12 +36,12 @@ class Question:
 
     Attributes:
         pairs: What the model reads for each choice, two texts.
-        label: Index of the right choice.
+        label: Index of the right choice; -1 where nobody said.
         language: BCP-47 tag, None where nobody said.
     """
 
     pairs: tuple[tuple[str, str], ...]
-    label: int
+    label: int = -1
     language: str | None = None
 
 
@@ -110,6 +112,12 @@ class MultipleChoice:
         pairs = ((premise, one) if asked == "effect" else (one, premise) for one in choices)
         return Question(tuple(pairs), int(label), row.language)
 
+    def ask(self, text: str, *pair: str) -> Question:
+        """Make a question of a premise and its choices, which are effects in COPA's sense."""
+        if len(pair) < 2:
+            raise wrong_pair(self.kind, pair, "one text, the premise, and two choices or more")
+        return Question(tuple((text, choice) for choice in pair))
+
     def _choices(self, row: Row) -> list[str]:
         if len(self.choice_columns) > 1:
             return [row.text(column) for column in self.choice_columns]
@@ -174,6 +182,17 @@ class MultipleChoice:
             int(scores[end - len(record.pairs) : end].argmax())
             for record, end in zip(records, ends, strict=True)
         ]
+
+    def tell(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, records: Sequence[Question]
+    ) -> list[dict[str, JsonValue]]:
+        """Return the best choice, and its ``index``, counted from 0."""
+        told: list[dict[str, JsonValue]] = []
+        for record, index in zip(records, self.predict(model, tokenizer, records), strict=True):
+            firsts = {first for first, _ in record.pairs}
+            # The premise is what all pairs share: their first text, or of causes the second.
+            told.append({"answer": record.pairs[index][len(firsts) == 1], "index": index})
+        return told
 
     def reference(self, record: Question) -> int:
         """Return the index of the right choice."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+from adapterx.composition import JsonValue
 from adapterx.data import Row
 from adapterx.encoders import Head
 from adapterx.errors import BaseModelError, ConfigError, DataError
@@ -30,6 +31,8 @@ from adapterx.prediction import max_length_of
 from adapterx.registry import unwrap
 from adapterx.tasks.metric import Array, TaskMetric, ratio
 from adapterx.tasks.running import outputs_of
+from adapterx.tasks.task import wrong_pair
+from adapterx.tasks.words import UNSPACED
 
 __all__ = ["AnswerMetric", "Gold", "Question", "QuestionAnswering", "normalised"]
 
@@ -41,11 +44,6 @@ _ARTICLES: Final[Mapping[str, str]] = {
     "es": r"\b(un|una|unos|unas|el|la|los|las)\b",
     "vi": r"\b(của|là|cái|chiếc|những)\b",
 }
-# Thai, Lao, Tibetan, Burmese, Khmer, kana, Han: no spaces between words.
-_UNSPACED: Final = re.compile(
-    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff]"
-)
 _QUESTION_PIECES: Final = 64  # the rest of a longer question is not read, as in BERT's SQuAD
 
 
@@ -92,7 +90,7 @@ def normalised(text: str, language: str = "") -> list[str]:
     )
     articles = _ARTICLES.get((language or "en").split("-")[0])
     kept = kept if articles is None else re.sub(articles, " ", kept)
-    return _UNSPACED.sub(r" \g<0> ", kept).split()
+    return UNSPACED.sub(r" \g<0> ", kept).split()
 
 
 class AnswerMetric(TaskMetric):
@@ -191,6 +189,12 @@ class QuestionAnswering:
             row.language,
         )
 
+    def ask(self, text: str, *pair: str) -> Question:
+        """Make a question of a context and the question."""
+        if len(pair) != 1:
+            raise wrong_pair(self.kind, pair, "the question for each text, its context")
+        return Question("", text, *pair)
+
     def with_labels(self, records: Sequence[Question]) -> Self:
         """Return the task; questions without an answer make it know such ones."""
         if not any(record.answers for record in records):
@@ -279,6 +283,12 @@ class QuestionAnswering:
             "" if nothing - score > self.null_threshold else answer
             for answer, score, nothing in zip(answers, best, null, strict=True)
         ]
+
+    def tell(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, records: Sequence[Question]
+    ) -> list[dict[str, JsonValue]]:
+        """Return the part of the context; empty for no answer."""
+        return [{"answer": text} for text in self.predict(model, tokenizer, records)]
 
     def reference(self, record: Question) -> Gold:
         """Return the right answers and their language."""

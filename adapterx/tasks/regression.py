@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
+from adapterx.composition import JsonValue
 from adapterx.data import Row
 from adapterx.encoders import Head
 from adapterx.errors import DataError
 from adapterx.heads import Problem
 from adapterx.prediction import logits_of
-from adapterx.tasks.classification import shown, text_batch, texts_of
+from adapterx.tasks.classification import pair_of, shown, text_batch, texts_of, told
 from adapterx.tasks.metric import Array, TaskMetric, ratio
 
 __all__ = ["RatedText", "RegressionMetric", "TextRegression"]
@@ -119,6 +120,10 @@ class TextRegression:
             )
         return RatedText(text, pair, value, row.language)
 
+    def ask(self, text: str, *pair: str) -> RatedText:
+        """Make a record of a text, or of a pair where `pair_column` names one."""
+        return RatedText(text, pair_of(self.kind, pair, several=self.pair_column is not None))
+
     def with_labels(self, records: Sequence[RatedText]) -> Self:
         """Return the task with its column as the number's name; numbers must differ."""
         if len({record.value for record in records}) < 2:
@@ -164,6 +169,12 @@ class TextRegression:
             batch_size=batch_size,
         )
         return logits[:, 0].tolist()
+
+    def tell(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, records: Sequence[RatedText]
+    ) -> list[dict[str, JsonValue]]:
+        """Return the number as ``score``."""
+        return told(model, tokenizer, records)
 
     def reference(self, record: RatedText) -> float:
         """Return the right number."""

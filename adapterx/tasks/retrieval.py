@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
+from adapterx.composition import JsonValue
 from adapterx.data import Row
 from adapterx.encoders import Head
 from adapterx.errors import ConfigError, DataError
@@ -21,6 +22,7 @@ from adapterx.heads import Problem
 from adapterx.tasks.classification import text_batch
 from adapterx.tasks.embedding import embed, sentence_vectors
 from adapterx.tasks.metric import Array, TaskMetric, ratio
+from adapterx.tasks.task import wrong_pair
 
 __all__ = ["Retrieval", "RetrievalMetric", "SentencePair"]
 
@@ -122,6 +124,14 @@ class Retrieval:
             row.text(self.source_column), row.text(self.target_column), row.language
         )
 
+    def ask(self, text: str, *pair: str) -> SentencePair:
+        """Make a pair of two texts."""
+        if len(pair) != 1:
+            raise wrong_pair(
+                self.kind, pair, "one for each text, or write vectors with adapterx embed"
+            )
+        return SentencePair(text, *pair)
+
     def with_labels(self, records: Sequence[SentencePair]) -> Self:
         """Return the task; there must be two different pairs to contrast."""
         if len({record.target for record in records}) < 2:
@@ -186,6 +196,14 @@ class Retrieval:
             languages=None if languages is None else [*languages, *languages],
         )
         return torch.cat(vectors.chunk(2), dim=1).tolist() if records else []
+
+    def tell(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, records: Sequence[SentencePair]
+    ) -> list[dict[str, JsonValue]]:
+        """Return the cosine of the two texts as ``score``."""
+        vectors = embed(model, tokenizer, _texts(records))
+        source, target = vectors.chunk(2)
+        return [{"score": value} for value in (source * target).sum(-1).tolist()]
 
     def reference(self, record: SentencePair) -> list[str]:
         """Return the texts, which tell what is right where some occur twice."""

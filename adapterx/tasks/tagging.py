@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+from adapterx.composition import JsonValue
 from adapterx.data import Row
 from adapterx.encoders import Head
 from adapterx.errors import BaseModelError, ConfigError, DataError, near_match
@@ -31,6 +32,8 @@ from adapterx.registry import unwrap
 from adapterx.tasks.classification import ClassificationMetric
 from adapterx.tasks.metric import Array, TaskMetric, precision_recall_f1, ratio
 from adapterx.tasks.running import outputs_of
+from adapterx.tasks.task import wrong_pair
+from adapterx.tasks.words import joined, marked, words_of
 
 __all__ = ["EntityMetric", "Sentence", "TokenClassification", "WordMetric", "entities", "repaired"]
 
@@ -196,6 +199,12 @@ class TokenClassification:
                 raise DataError(f"{row.where}: tag {tag!r} is not BIO. Give O, B-… and I-… tags.")
         return Sentence(tokens, tags, row.language)
 
+    def ask(self, text: str, *pair: str) -> Sentence:
+        """Make a sentence of the words of a text."""
+        if pair:
+            raise wrong_pair(self.kind, pair, "texts only")
+        return Sentence(words_of(text), ())
+
     def with_labels(self, records: Sequence[Sentence]) -> Self:
         """Return the task with the tags that occur, sorted; of entities, both tags and ``O``."""
         found = {tag for record in records for tag in record.tags}
@@ -286,6 +295,28 @@ class TokenClassification:
                         context[owner][word] = room
                         tags[owner][word] = self.labels[best[position]]
         return [repaired(each) if self.bio else each for each in tags]
+
+    def tell(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, records: Sequence[Sentence]
+    ) -> list[dict[str, JsonValue]]:
+        """Return ``words`` and ``tags``, ``entities`` of BIO tags, and all in one text.
+
+        It is ``[LOC Cairo] lies on it`` of entities, else ``Cairo/NOUN lies/VERB on/ADP it/PRON``.
+        """
+        told: list[dict[str, JsonValue]] = []
+        for record, tags in zip(records, self.predict(model, tokenizer, records), strict=True):
+            answer: dict[str, JsonValue] = {"words": [*record.tokens], "tags": [*tags]}
+            if self.bio:
+                found = sorted(entities(tags), key=lambda one: one[1])
+                answer["entities"] = [
+                    {"type": kind, "text": joined(record.tokens[first:end])}
+                    for kind, first, end in found
+                ]
+                answer["answer"] = marked(record.tokens, found)
+            else:
+                answer["answer"] = " ".join(map("/".join, zip(record.tokens, tags, strict=True)))
+            told.append(answer)
+        return told
 
     def reference(self, record: Sentence) -> list[str]:
         """Return the right tags."""

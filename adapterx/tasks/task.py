@@ -13,12 +13,14 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from adapterx.composition import JsonValue
 from adapterx.data import Row
 from adapterx.encoders import Head
+from adapterx.errors import ConfigError
 from adapterx.heads import Problem
 from adapterx.tasks.metric import TaskMetric
 
-__all__ = ["Record", "Task", "row_languages"]
+__all__ = ["Record", "Task", "row_languages", "wrong_pair"]
 
 
 class Record(Protocol):
@@ -59,6 +61,17 @@ class Task(Protocol[_Record]):
         Raises:
             DataError: If a field is missing or wrong, or, where `labels` are known, a label is
                 not one of them; with file and line.
+        """
+
+    def ask(self, text: str, *pair: str) -> _Record:
+        """Make a record of bare texts, without its answer.
+
+        Args:
+            text: The text, context, premise or source.
+            pair: What else the task reads: a second text, the question, the choices.
+
+        Raises:
+            ConfigError: If there are more, or fewer, of them than the task reads.
         """
 
     def with_labels(self, records: Sequence[_Record]) -> Self:
@@ -106,6 +119,15 @@ class Task(Protocol[_Record]):
             languages: What each record chooses, where the setup lets rows choose.
         """
 
+    def tell(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, records: Sequence[_Record]
+    ) -> list[dict[str, JsonValue]]:
+        """Return what people want to know of each record's answer under what is active, in order.
+
+        JSON data: ``label`` and ``score`` of what is classified or measured, else ``answer``, a
+        text.
+        """
+
     def reference(self, record: _Record) -> Any:
         """Return the right answer to a record, as its metric takes it."""
 
@@ -129,3 +151,11 @@ def row_languages(batch: Mapping[str, Any], languages: Sequence[str]) -> list[st
     if "rows" not in batch:
         return list(languages)
     return [languages[record] for record in batch["rows"].tolist()]
+
+
+def wrong_pair(kind: str, pair: Sequence[str], wanted: str) -> ConfigError:
+    """Return the error for more, or fewer, texts beside the first than a kind of task reads."""
+    count = len(pair) or "no"
+    return ConfigError(
+        f"{count} second text{'' if count == 1 else 's'} (--pair) for {kind}. Give {wanted}."
+    )

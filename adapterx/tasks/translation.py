@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from adapterx.activation import using
+from adapterx.composition import JsonValue
 from adapterx.data import Row
 from adapterx.encoders import Head
 from adapterx.errors import ConfigError, near_match
@@ -27,6 +28,7 @@ from adapterx.tasks.classification import text_batch
 from adapterx.tasks.metric import Array, TaskMetric
 from adapterx.tasks.retrieval import SentencePair
 from adapterx.tasks.running import outputs_of
+from adapterx.tasks.task import wrong_pair
 
 __all__ = ["Translation", "TranslationMetric", "language_codes"]
 
@@ -138,6 +140,12 @@ class Translation:
             row.text(self.source_column), row.text(self.target_column), row.language
         )
 
+    def ask(self, text: str, *pair: str) -> SentencePair:
+        """Make a pair of a source alone."""
+        if pair:
+            raise wrong_pair(self.kind, pair, "sources only")
+        return SentencePair(text, "")
+
     def with_labels(self, records: Sequence[SentencePair]) -> Self:
         """Return the task: it has no labels."""
         return self
@@ -218,6 +226,12 @@ class Translation:
                     for index, text in zip(chosen, texts, strict=True):
                         answers[where[index]] = text.strip()
         return answers
+
+    def tell(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, records: Sequence[SentencePair]
+    ) -> list[dict[str, JsonValue]]:
+        """Return the translation."""
+        return [{"answer": text} for text in self.predict(model, tokenizer, records)]
 
     def reference(self, record: SentencePair) -> str:
         """Return the right translation."""
