@@ -192,7 +192,7 @@ class QuestionAnswering:
     def ask(self, text: str, *pair: str) -> Question:
         """Make a question of a context and the question."""
         if len(pair) != 1:
-            raise wrong_pair(self.kind, pair, "the question for each text, its context")
+            raise wrong_pair(self.kind, pair, "the question for each context")
         return Question("", text, *pair)
 
     def with_labels(self, records: Sequence[Question]) -> Self:

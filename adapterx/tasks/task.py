@@ -155,7 +155,5 @@ def row_languages(batch: Mapping[str, Any], languages: Sequence[str]) -> list[st
 
 def wrong_pair(kind: str, pair: Sequence[str], wanted: str) -> ConfigError:
     """Return the error for more, or fewer, texts beside the first than a kind of task reads."""
-    count = len(pair) or "no"
-    return ConfigError(
-        f"{count} second text{'' if count == 1 else 's'} (--pair) for {kind}. Give {wanted}."
-    )
+    count = f"{len(pair) or 'no'} second text{'s' if len(pair) > 1 else ''}"
+    return ConfigError(f"{kind} was given {count} (--pair). Give {wanted}.")

@@ -673,7 +673,10 @@ def test_a_task_on_pairs_reads_both_texts(
     assert answer["predictions"][0]["scores"] != other["predictions"][0]["scores"]
     wrong = call("predict", *place, "--task", "nli", "w20", "--pair", "w21", "w22")
     assert (wrong.code, wrong.out) == (2, "")
-    assert "2 second texts (--pair) for text-classification. Give one for each text." in wrong.err
+    assert (
+        "text-classification was given 2 second texts (--pair). Give one for each text."
+        in wrong.err
+    )
     wrong = call("predict", *place, "--task", "nli", "w20", "w21", "--pair", "w22")
     assert "1 texts after --pair for 2 before" in wrong.err
 
