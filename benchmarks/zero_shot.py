@@ -1,7 +1,7 @@
 """Zero-shot transfer on public data: full fine-tuning, head alone, LoRA and bottleneck adapters.
 
-Data:     gzipped JSON lines ``DIR/SET/LANG.SPLIT.jsonl.gz``; docs/zero-shot.md says where each set
-          comes from.
+Data:     gzipped JSON lines ``DIR/SET/LANG.SPLIT.jsonl.gz``; benchmarks/RESULTS.md has what came
+          of each set; README.md says where they are.
 Command:  python benchmarks/zero_shot.py --data DIR --output OUT --sets sib200 --seeds 0 1 2
           Every run (set, method, seed) is a process of its own; what OUT holds is not run again.
           Afterwards ``--report`` alone makes the tables and pages of what OUT holds.
