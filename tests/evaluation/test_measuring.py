@@ -30,6 +30,7 @@ from adapterx.tasks import task_to_json
 from adapterx.tasks.answers import answers
 from adapterx.tasks.classification import Example, TextClassification
 from adapterx.tasks.metric import Array, TaskMetric
+from adapterx.tasks.multi_label import LabelledText, MultiLabelClassification
 
 LABELS = ("art", "food", "law")
 TASK = TextClassification(labels=LABELS)
@@ -230,6 +231,19 @@ def test_answers_of_one_process_are_those_of_the_task(model: Any, tokenizer: Any
     expected = TASK.predict(model, tokenizer, records)
     assert answers(TASK, model, tokenizer, records, batch_size=3) == expected
     assert answers(TASK, model, tokenizer, []) == []
+
+
+def test_a_text_without_any_label_is_an_answer_like_others(model: Any, tokenizer: Any) -> None:
+    task = MultiLabelClassification(labels=LABELS)
+    heads = heads_of(model)
+    assert heads is not None
+    with torch.no_grad():
+        heads.modules_of(model, "topics")["classifier"].bias.fill_(-99)
+    tests = {"sw": [LabelledText("w1", labels=("art",)), LabelledText("w2")]}
+    columns = {"task": {"sw": "topics"}}
+    measured = measure(model, tokenizer, task, tests, columns, name="topics")
+    assert [one.predictions for one in measured.answered] == [([], [])]
+    assert table_of(measured).rows[0].cells["task"].scores["subset_accuracy"].value == 0.5
 
 
 class Nearest(TaskMetric):
