@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from adapterx.tasks.task import Task
 
 __all__ = [
-    "BALANCED",
     "RunSettings",
     "add_flags",
     "add_training_flags",
@@ -55,11 +54,10 @@ _FLAGS: Final[Mapping[str, str]] = {
     "output": "folder of the new adapter, or model",
     "resume": "true to go on from the newest checkpoint, or the folder of one",
 }
-BALANCED: Final = "balanced"
 _CHOICES: Final[Mapping[str, Sequence[str]]] = {
     "pooling": ("auto", "mean", "model"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "mixing": ("concatenate", "temperature", BALANCED),
+    "mixing": ("concatenate", "temperature", "balanced"),
 }
 _KIND: Final = "text-classification"
 _MANY: Final = ("train", "dev", "test")
