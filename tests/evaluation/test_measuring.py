@@ -295,7 +295,7 @@ def test_vectors_are_kept_as_what_they_add_to_the_score(
 def folder(tmp_path: Path) -> Path:
     lines = [{"id": at, "text": f"w{at}", "label": LABELS[at % 3]} for at in range(6)]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    for name in ("sw.test.jsonl", "sw.train.jsonl", "fr.jsonl", "notes.txt", "yo/test.jsonl"):
+    for name in ("sw.test.jsonl", "sw.train.jsonl", "fr.jsonl", "notes.txt", "test/yo.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     return tmp_path
@@ -305,7 +305,7 @@ def test_a_folder_is_read_by_the_names_of_its_files(folder: Path) -> None:
     assert find_tests([str(folder)]) == {
         "fr": folder / "fr.jsonl",
         "sw": folder / "sw.test.jsonl",
-        "yo": folder / "yo" / "test.jsonl",
+        "yo": folder / "test" / "yo.jsonl",
     }
     assert list(find_tests([str(folder)], ["Yoruba", "sw"])) == ["yo", "sw"]
     more = find_tests([str(folder), f"en={folder / 'fr.jsonl'}"])
@@ -318,8 +318,14 @@ def test_test_data_that_are_not_there_are_errors(folder: Path, tmp_path: Path) -
     with pytest.raises(ConfigError, match="Test data of sw given twice"):
         find_tests([str(folder), "sw=other.jsonl"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no test data"):
+    with pytest.raises(DataError, match=r"empty holds no data\. Name its files by language"):
         find_tests([str(tmp_path / "empty")])
+    (tmp_path / "empty" / "sw.train.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match=r"empty holds no test data of a language"):
+        find_tests([str(tmp_path / "empty")])
+    (folder / "sw.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"sw given twice: .*sw\.jsonl and .*sw\.test\.jsonl"):
+        find_tests([str(folder)])
     with pytest.raises(ConfigError, match="Write LANG=FILE"):
         find_tests(["gone"])
 
