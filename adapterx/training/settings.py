@@ -27,6 +27,7 @@ __all__ = [
     "RunSettings",
     "add_flags",
     "add_training_flags",
+    "assignment",
     "method_from",
     "read_settings",
 ]
@@ -248,7 +249,7 @@ def read_settings(
             flags[key] = _files(key, flags[key])
     own = {f"{name}_column" for name in ("text", "pair", "label")}
     given |= {key: value for key, value in flags.items() if key in known | loop | own}
-    given |= dict(_assignment(text) for text in flags.get("set", ()))
+    given |= dict(assignment(text) for text in flags.get("set", ()))
     missing = [key for key in required if not given.get(key)]
     if missing:
         raise ConfigError(
@@ -320,7 +321,12 @@ def _files(key: str, given: Sequence[str]) -> str | dict[str, str]:
     return {standard_tag(tag): path for tag, path in pairs}
 
 
-def _assignment(text: str) -> tuple[str, Any]:
+def assignment(text: str) -> tuple[str, Any]:
+    """Return the key and value of ``KEY=VALUE``; a value that is JSON is read as such.
+
+    Raises:
+        ConfigError: If there is no value.
+    """
     key, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"{text!r} in --set. Write KEY=VALUE, e.g. label_column=topic.")
