@@ -20,7 +20,6 @@ from typing import Any
 # Python looks in this folder first, where evaluate.py would hide the package of that name.
 sys.path.sort(key=lambda entry: Path(entry).resolve() == Path(__file__).resolve().parent)
 
-import yaml
 from accelerate import Accelerator
 from rich.console import Console
 
@@ -34,6 +33,8 @@ from adapterx.evaluation.report.files import write_report
 from adapterx.evaluation.report.terminal import print_table
 from adapterx.evaluation.scoring import table_of
 from adapterx.evaluation.testsets import find_tests, read_tests
+from adapterx.languages import standard_tag
+from adapterx.training.yaml_file import parse_yaml, read_yaml
 
 # What a configuration may say, with the defaults; as the options of `adapterx evaluate`.
 KEYS: dict[str, Any] = {
@@ -62,16 +63,9 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, Any], bool]:
     parser.add_argument("--config", type=Path, help="a YAML file; see recipes/configs")
     parser.add_argument("--smoke", action="store_true", help="a few examples of each language")
     for key in KEYS:
-        parser.add_argument(f"--{key.replace('_', '-')}", type=yaml.safe_load)
+        parser.add_argument(f"--{key.replace('_', '-')}", type=parse_yaml)
     options = vars(parser.parse_args(arguments))
-    try:
-        chosen = yaml.safe_load(options["config"].read_text()) if options["config"] else {}
-    except (OSError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{options['config']} cannot be read: {reason}.") from error
-    chosen = {} if chosen is None else chosen
-    if not isinstance(chosen, dict):
-        raise ConfigError(f"{options['config']} does not hold keys with values, such as task: nli.")
+    chosen = read_yaml(options["config"]) if options["config"] else {}
     for key in chosen:
         if key not in KEYS:
             raise ConfigError(
@@ -82,9 +76,11 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, Any], bool]:
     for key in ("task", "test", "output"):
         if not settings[key]:
             raise ConfigError(f"{key} is not set. Give it in the file or as --{key}.")
-    for key in ("task", "languages", "columns", "merge"):
+    for key in ("task", "languages", "columns", "merge", "seen"):
         if isinstance(settings[key], str):
             settings[key] = [settings[key]]
+    if settings["seen"] is not None:
+        settings["seen"] = [standard_tag(tag) for tag in settings["seen"]]
     return settings, options["smoke"]
 
 

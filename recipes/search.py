@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from adapterx.errors import AdapterError, ConfigError, DependencyError
+from adapterx.training.yaml_file import parse_yaml, read_yaml
 
 TRAIN = Path(__file__).with_name("train.py")
 # So many failed trainings in a row are no matter of the settings.
@@ -47,7 +48,7 @@ def parse_space(texts: list[str]) -> dict[str, Any]:
             if not key or not values or scale not in ("", "log"):
                 raise ValueError("it is neither a range nor choices")
             if not dots:
-                choices = [yaml.safe_load(part) for part in values.split(",")]
+                choices = [parse_yaml(part) for part in values.split(",")]
                 space[key] = distributions.CategoricalDistribution(choices)
             elif low.isdigit() and high.isdigit():
                 space[key] = distributions.IntDistribution(int(low), int(high), log=bool(scale))
@@ -100,11 +101,7 @@ def main(arguments: list[str]) -> None:
     except ImportError as error:
         raise DependencyError("The search needs optuna: pip install optuna") from error
     space = parse_space(options.search)
-    try:
-        settings = yaml.safe_load(options.config.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{options.config} cannot be read: {reason}.") from error
+    settings = read_yaml(options.config)
 
     # The study is a file: a search that was stopped goes on with what it knows.
     options.folder.mkdir(parents=True, exist_ok=True)

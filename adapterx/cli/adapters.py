@@ -163,9 +163,9 @@ def _pull(options: argparse.Namespace) -> JsonValue:
     import shutil
 
     from adapterx.store.card import Card
-    from adapterx.store.folder import write_atomically
     from adapterx.store.hub import pull
     from adapterx.store.local import place_for
+    from adapterx.store.writing import write_folder
 
     source = pull(options.repo_id, revision=options.revision)
     card = Card.read(source)
@@ -174,7 +174,7 @@ def _pull(options: argparse.Namespace) -> JsonValue:
     def copy(scratch: Path) -> None:
         shutil.copytree(source, scratch, dirs_exist_ok=True)
 
-    folder = write_atomically(target, copy)
+    folder = write_folder(target, copy)
     if not options.json:
         print(f"{card.name}: saved in {folder}")
     return {"adapter": card.name, "folder": str(folder)}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import time
 from pathlib import Path
 from typing import Any, Final
 
 from adapterx.composition import JsonValue
-from adapterx.errors import ConfigError, near_match
+from adapterx.errors import ConfigError
 
 __all__ = ["add_verbs"]
 
@@ -47,7 +46,11 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     )
     evaluate.add_argument("--languages", nargs="+", default=[], help="which of them; all if absent")
     evaluate.add_argument(
-        "--data", nargs="+", default=[], metavar="KEY=VALUE", help="e.g. text_column=sentence"
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings of the kind of task over those of its card, e.g. text_column=sentence",
     )
     evaluate.add_argument(
         "--columns",
@@ -108,7 +111,7 @@ def _evaluate(options: argparse.Namespace) -> JsonValue:
     measured: list[Measured] = []
     for name in options.task:
         adapter, task = attach_task(model, name, files, store=options.store)
-        task = _with_settings(task, options.data)
+        task = _with_settings(task, options.set)
         tests = read_tests(task, files)
         measured.append(
             measure(
@@ -153,15 +156,14 @@ def _evaluate(options: argparse.Namespace) -> JsonValue:
 
 
 def _with_settings(task: Any, given: list[str]) -> Any:
-    """Return a task with settings of its data, given as ``KEY=VALUE``."""
-    known = {field.name for field in dataclasses.fields(task) if field.name.endswith("_column")}
-    settings: dict[str, str] = {}
-    for item in given:
-        key, equals, value = item.partition("=")
-        if not equals or key not in known:
-            raise ConfigError(
-                f"{item!r} in --data. Write KEY=VALUE, with one of {', '.join(sorted(known))}."
-                f"{near_match(key, known)}"
-            )
-        settings[key] = value
-    return dataclasses.replace(task, **settings)
+    """Return a task with other settings, given as ``KEY=VALUE``; the head keeps its labels."""
+    if not given:
+        return task
+
+    from adapterx.tasks import task_from_json, task_to_json
+    from adapterx.training.settings import assignment
+
+    settings = dict(assignment(item) for item in given)
+    if "labels" in settings:
+        raise ConfigError("labels in --set. They are those of the task's head; leave them out.")
+    return task_from_json({**task_to_json(task), **settings, "kind": task.kind}, task.labels)

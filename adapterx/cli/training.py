@@ -183,6 +183,7 @@ def _train_language(options: argparse.Namespace) -> JsonValue:
         "steps": result.steps,
         "learning_rate": config.learning_rate,
         "seed": config.seed,
+        "seconds": round(result.seconds, 1),
     }
     if options.task:
         strength, agreement = choose_strength(model, tokenizer, name, task=options.task, pairs=held)

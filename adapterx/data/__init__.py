@@ -6,7 +6,7 @@ from adapterx.data.check import check_rows
 from adapterx.data.labels import balanced_weights, relabel
 from adapterx.data.lines import read_lines
 from adapterx.data.mixing import Mixture, by_language, few_shot, mix, sampling_shares
-from adapterx.data.readers import Pair, read_pairs, read_rows, rows_of
+from adapterx.data.readers import SentencePair, read_pairs, read_rows, rows_of
 from adapterx.data.report import Report
 from adapterx.data.rows import Row
 from adapterx.data.sources import Source, choose_split, find_sources
@@ -14,9 +14,9 @@ from adapterx.data.stream import Stream
 
 __all__ = [
     "Mixture",
-    "Pair",
     "Report",
     "Row",
+    "SentencePair",
     "Source",
     "Stream",
     "balanced_weights",

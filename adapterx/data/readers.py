@@ -13,17 +13,24 @@ from adapterx.data.stream import Stream
 from adapterx.errors import DataError, UnknownNameError
 from adapterx.languages import standard_tag
 
-__all__ = ["Pair", "read_pairs", "read_rows", "rows_of"]
+__all__ = ["SentencePair", "read_pairs", "read_rows", "rows_of"]
 
 _LANGUAGE_COLUMNS: Final = ("language", "lang")
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """A sentence and its translation."""
+class SentencePair:
+    """A sentence and its translation.
+
+    Attributes:
+        source: The sentence.
+        target: Its translation.
+        language: BCP-47 tag, None where nobody said.
+    """
 
     source: str
     target: str
+    language: str | None = None
 
 
 def read_rows(
@@ -60,7 +67,7 @@ def rows_of(sources: Sequence[Source], *, language: str | None = None) -> Stream
     return Stream(lambda: _rows(sources, language))
 
 
-def read_pairs(path: str | Path, *, target: str) -> list[Pair]:
+def read_pairs(path: str | Path, *, target: str) -> list[SentencePair]:
     """Read translation pairs: JSON lines of two fields, each named by its language.
 
     Args:
@@ -70,7 +77,7 @@ def read_pairs(path: str | Path, *, target: str) -> list[Pair]:
     Raises:
         DataError: If the file cannot be read, is empty, or a record has other fields.
     """
-    pairs: list[Pair] = []
+    pairs: list[SentencePair] = []
     for row in read_rows(path):
         others = [key for key in row.fields if key != target]
         if target not in row.fields or len(others) != 1:
@@ -78,7 +85,7 @@ def read_pairs(path: str | Path, *, target: str) -> list[Pair]:
                 f"{row.where}: the fields are {', '.join(map(str, row.fields)) or 'none'}. "
                 f"A pair has {target!r} and one other language."
             )
-        pairs.append(Pair(row.text(others[0]), row.text(target)))
+        pairs.append(SentencePair(row.text(others[0]), row.text(target)))
     return pairs
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from adapterx.composition import JsonValue
 from adapterx.errors import DataError, FormatError
-from adapterx.evaluation.writing import write_text
+from adapterx.store.writing import write_text
 from adapterx.tasks import task_from_json, task_to_json
 from adapterx.tasks.metric import Array
 from adapterx.tasks.task import Task

@@ -95,7 +95,8 @@ def measure(
                 batch_size=batch_size,
             )
             seconds = time.perf_counter() - start
-        vectors = bool(found) and isinstance(found[0], list) and isinstance(found[0][0], float)
+        one = next(iter(found), None)
+        vectors = isinstance(one, list) and isinstance(next(iter(one), None), float)
         statistics: list[list[float]] = []
         if vectors:
             statistics = task.metric().statistics(found, shown[language].references).tolist()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from adapterx.evaluation.measured import Measured
+from adapterx.evaluation.measured import Answered, Measured
 from adapterx.tasks.task import Task
 
 __all__ = ["Mistake", "confusion_of", "worst"]
@@ -58,7 +58,12 @@ def worst(measured: Measured, language: str, count: int = 8) -> list[Mistake]:
         if elsewhere is not None:
             there[index] = elsewhere[partner]
     most = max(1.0, own.max())  # scores of translations go to 100
-    order = [index for index in np.lexsort((-there, own)).tolist() if own[index] < most]
+    right = _all_right(answered, test.references)
+    order = [
+        index
+        for index in np.lexsort((-there, own)).tolist()
+        if own[index] < most and not right[index]
+    ]
     mistakes: list[Mistake] = []
     for index in order[:count]:
         answers: dict[str, Counter[str]] = {}
@@ -119,6 +124,18 @@ def _example_scores(measured: Measured, language: str) -> np.ndarray[Any, Any] |
     return mean
 
 
+def _all_right(answered: Sequence[Answered], references: Sequence[Any]) -> list[bool]:
+    """Return which examples were answered by the very reference, in all columns and runs.
+
+    F1 is 0 where nothing is to be found and nothing was: that is no mistake.
+    """
+    said = [one.predictions for one in answered if one.predictions]
+    return [
+        bool(said) and all(one[index] == right for one in said)
+        for index, right in enumerate(references)
+    ]
+
+
 def _partners(measured: Measured, language: str, source: str | None) -> dict[int, int]:
     """Return which example of the source language each one is a translation of."""
     if source is None:
@@ -136,7 +153,9 @@ def _words(task: Task[Any], answer: Any) -> str:
     if isinstance(answer, bool) or not isinstance(answer, int | list | tuple):
         return _short(answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False))
     if isinstance(answer, int):
-        return task.labels[answer] if 0 <= answer < len(task.labels) else str(answer)
+        # The one label of a choice names its logit, not what was chosen.
+        named = len(task.labels) > 1 and 0 <= answer < len(task.labels)
+        return task.labels[answer] if named else str(answer)
     return _short(" ".join(_words(task, one) for one in answer))
 
 

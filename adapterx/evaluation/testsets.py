@@ -6,17 +6,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from adapterx.data import read_rows
-from adapterx.errors import ConfigError, DataError, UnknownNameError
+from adapterx.data import find_sources, read_rows
+from adapterx.errors import ConfigError, DataError
 from adapterx.languages import standard_tag
-from adapterx.tasks import read_records
 from adapterx.tasks.task import Task
 
 __all__ = ["TestSet", "find_tests", "read_tests", "sha256_of"]
-
-_SPLITS: Final = ("test", "train", "dev", "validation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +33,12 @@ def find_tests(given: Sequence[str], languages: Sequence[str] = ()) -> dict[str,
     """Return the test file of each language.
 
     Args:
-        given: ``LANG=FILE`` for some languages, or a folder that holds ``LANG.test.jsonl``,
-            ``LANG.jsonl`` or ``LANG/test.jsonl`` (also ``.csv``, ``.tsv`` and others, also
-            ``.gz``) for many.
+        given: ``LANG=FILE`` for some languages, or a folder for many, whose files are named by
+            language and split, or by language alone (`adapterx.data.find_sources`).
         languages: Tags or names of the languages to keep; all unless given.
 
     Raises:
-        ConfigError: If something is neither, or a language is given twice.
+        ConfigError: If something is neither, or a language has two files.
         DataError: If a folder holds no test data, or not those of a wanted language.
         UnknownNameError: If a language is not known.
     """
@@ -50,14 +46,14 @@ def find_tests(given: Sequence[str], languages: Sequence[str] = ()) -> dict[str,
     for item in given:
         language, equals, path = item.partition("=")
         if equals:
-            files = {standard_tag(language): Path(path)}
+            files = [(standard_tag(language), Path(path))]
         elif Path(item).is_dir():
             files = _in_folder(Path(item))
         else:
             raise ConfigError(
                 f"{item!r} in --test. Write LANG=FILE, e.g. sw=sw.jsonl, or give a folder."
             )
-        for tag, file in files.items():
+        for tag, file in files:
             if tag in found:
                 raise ConfigError(f"Test data of {tag} given twice: {found[tag]} and {file}.")
             found[tag] = file
@@ -79,11 +75,11 @@ def read_tests(task: Task[Any], files: Mapping[str, Path]) -> dict[str, TestSet]
     """
     tests: dict[str, TestSet] = {}
     for tag, path in files.items():
-        records = read_records(task, path, language=tag)
-        ids = [row.fields.get("id") for row in read_rows(path)]
+        rows = list(read_rows(path, split="test", language=tag))
+        ids = [row.fields.get("id") for row in rows]
         joined = [str(one) for one in ids if one is not None]
-        usable = len(joined) == len(records) == len(set(joined)) == len(ids)
-        tests[tag] = TestSet(records, joined if usable else ())
+        usable = len(rows) == len(joined) == len(set(joined))
+        tests[tag] = TestSet([task.record(row) for row in rows], joined if usable else ())
     return tests
 
 
@@ -93,25 +89,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _in_folder(folder: Path) -> dict[str, Path]:
-    """Return the test files of a folder by language; what names no language is left out."""
-    found: dict[str, Path] = {}
-    for path in sorted([*folder.iterdir(), *folder.glob("*/test.*")]):
-        if not path.is_file():
-            continue
-        stem, *rest = path.name.split(".")
-        language = path.parent.name if path.parent != folder else stem
-        split = stem if path.parent != folder else rest[0] if rest else ""
-        if not rest or (split in _SPLITS and split != "test"):
-            continue
-        try:
-            tag = standard_tag(language)
-        except UnknownNameError:
-            continue
-        found.setdefault(tag, path)
+def _in_folder(folder: Path) -> list[tuple[str, Path]]:
+    """Return the test files of a folder with their languages; those without one are left out."""
+    found = [
+        (source.language, Path(source.name))
+        for source in find_sources(folder)
+        if source.language is not None and source.split in ("test", None)
+    ]
     if not found:
         raise DataError(
-            f"{folder} holds no test data. Name the files by their languages: sw.test.jsonl, or "
+            f"{folder} holds no test data of a language. Name the files by it: sw.test.jsonl, or "
             "sw/test.jsonl."
         )
     return found

@@ -8,8 +8,6 @@ in PEFT's layout), ``adapter_model.safetensors``, for a task ``head.safetensors`
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, TypeVar
@@ -38,8 +36,9 @@ from adapterx.store.peft import (
     tensors_from_peft,
     tensors_to_peft,
 )
+from adapterx.store.writing import write_folder
 
-__all__ = ["card_of", "load_folder", "replaceable", "save_adapter", "write_atomically"]
+__all__ = ["card_of", "load_folder", "replaceable", "save_adapter"]
 
 _CONFIG: Final = "adapter_config.json"
 _WEIGHTS: Final = "adapter_model.safetensors"
@@ -100,7 +99,7 @@ def save_adapter(
         (scratch / "README.md").write_text(model_card(facts, adapter.methods), encoding="utf-8")
 
     replaceable(folder, CARD, name)
-    return write_atomically(folder, write)
+    return write_folder(folder, write)
 
 
 def replaceable(folder: Path, sign: str, name: str) -> None:
@@ -196,28 +195,6 @@ def load_folder(
         head=_read_tensors(folder / _HEAD) if has_head else None,
         head_class=card.model_class,
     )
-
-
-def write_atomically(target: Path, write: object) -> Path:
-    """Let `write(scratch)` fill a folder beside `target`, then put it in target's place."""
-    assert callable(write)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    old = scratch.with_name(scratch.name + "-old")
-    try:
-        write(scratch)
-        scratch.chmod(0o755)  # mkdtemp makes it private
-        if target.exists():
-            target.rename(old)
-        scratch.rename(target)
-    except BaseException:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
 def _is_peft(adapter: Adapter) -> bool:

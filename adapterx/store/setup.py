@@ -18,7 +18,8 @@ from adapterx.errors import AdapterError, FormatError
 from adapterx.model import detach
 from adapterx.registry import registry_of, unwrap
 from adapterx.store.card import read_json
-from adapterx.store.folder import load_folder, replaceable, save_adapter, write_atomically
+from adapterx.store.folder import load_folder, replaceable, save_adapter
+from adapterx.store.writing import write_folder
 
 __all__ = ["SETUP", "load_setup", "read_setup", "save_setup"]
 
@@ -43,7 +44,7 @@ def save_setup(model: nn.Module, composition: Composition, folder: Path) -> Path
         (scratch / SETUP).write_text(text + "\n", encoding="utf-8")
 
     replaceable(folder, SETUP, str(composition))
-    return write_atomically(folder, write)
+    return write_folder(folder, write)
 
 
 def read_setup(folder: Path) -> Composition:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, Self, cast
+from typing import Any, ClassVar, Literal, Protocol, Self, cast
 
 import datasets
 import evaluate
@@ -15,9 +15,9 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from adapterx.composition import JsonValue
-from adapterx.data import Row
+from adapterx.data import Row, balanced_weights
 from adapterx.encoders import Head
-from adapterx.errors import DataError, near_match
+from adapterx.errors import ConfigError, DataError, near_match
 from adapterx.heads import Problem
 from adapterx.prediction import Text, logits_of, predict
 from adapterx.tasks.metric import Array, TaskMetric, ratio
@@ -75,7 +75,9 @@ class ClassificationMetric(TaskMetric):
     def statistics(self, predictions: Sequence[int], references: Sequence[int]) -> Array:
         """Return a one in the cell of the confusion matrix that each example falls into."""
         cells = np.asarray(references) * self.labels + np.asarray(predictions)
-        return np.eye(self.labels**2)[cells]
+        result = np.zeros((len(cells), self.labels**2))
+        result[np.arange(len(cells)), cells] = 1
+        return result
 
     def scores(self, totals: Array) -> dict[str, Array]:
         """Return ``accuracy``, ``macro_precision``, ``macro_recall`` and ``macro_f1``."""
@@ -101,6 +103,7 @@ class TextClassification:
         pair_column: Field of the second text; None for single texts.
         label_column: Field of the label.
         class_weights: Weight of each label in the loss, in the order of `labels`; empty for 1.
+            ``"balanced"`` stands for `adapterx.data.balanced_weights` until `with_labels`.
     """
 
     kind: ClassVar[str] = "text-classification"
@@ -112,7 +115,23 @@ class TextClassification:
     text_column: str = "text"
     pair_column: str | None = None
     label_column: str = "label"
-    class_weights: tuple[float, ...] = ()
+    class_weights: tuple[float, ...] | Literal["balanced"] = ()
+
+    def __post_init__(self) -> None:
+        given = self.class_weights
+        numbers = isinstance(given, tuple) and all(
+            isinstance(one, int | float) and one >= 0 for one in given
+        )
+        if given != "balanced" and not numbers:
+            raise ConfigError(
+                f"class_weights is {given!r} in {self.kind}. Give a number of at least 0 for each "
+                "label, or 'balanced'."
+            )
+        if numbers and given and self.labels and len(given) != len(self.labels):
+            raise ConfigError(
+                f"class_weights has {len(given)} numbers in {self.kind}, for {len(self.labels)} "
+                f"labels. Give one for each, in this order: {', '.join(self.labels)}."
+            )
 
     def record(self, row: Row) -> Example:
         """Make an example of a row; see `adapterx.tasks.task.Task`."""
@@ -131,11 +150,14 @@ class TextClassification:
         return Example(text, pair_of(self.kind, pair, several=self.pair_column is not None))
 
     def with_labels(self, records: Sequence[Example]) -> Self:
-        """Return the task with the labels that occur, sorted; there must be two."""
-        labels = tuple(sorted({str(record.label) for record in records}))
-        if len(labels) < 2:
-            raise DataError(f"All {len(records)} examples have the label {labels[0]!r}. Give two.")
-        return replace(self, labels=labels)
+        """Return the task with its labels, or those that occur, sorted; two must occur."""
+        found = tuple(sorted({str(record.label) for record in records}))
+        if len(found) < 2:
+            raise DataError(f"All {len(records)} examples have the label {found[0]!r}. Give two.")
+        labels, weights = self.labels or found, self.class_weights
+        if weights == "balanced":
+            weights = balanced_weights(labels, (str(record.label) for record in records))
+        return replace(self, labels=labels, class_weights=weights)
 
     def batch(
         self, tokenizer: PreTrainedTokenizerBase, records: Sequence[Example], max_length: int
@@ -206,7 +228,8 @@ class TextClassification:
         return shown(record)
 
     def _weights(self, device: torch.device) -> Tensor:
-        return torch.tensor(self.class_weights, device=device)
+        assert self.class_weights != "balanced", "with_labels makes numbers of it"
+        return torch.tensor(self.class_weights, dtype=torch.float32, device=device)
 
 
 class Texts(Protocol):

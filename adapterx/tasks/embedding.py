@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ from adapterx.pooling import mean_over_tokens
 from adapterx.prediction import max_length_of
 from adapterx.registry import active_on, unwrap
 from adapterx.store.card import base_of
+from adapterx.store.writing import write_file, write_text
 from adapterx.tasks.running import outputs_of
 
 __all__ = ["embed", "export_embeddings", "sentence_vectors"]
@@ -135,24 +135,14 @@ def export_embeddings(
         "dimensions": vectors.shape[1],
         "texts_sha256": hashlib.sha256("".join(f"{text}\n" for text in texts).encode()).hexdigest(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npy":
-        _write(path, lambda scratch: _save_array(scratch, vectors))
+        write_file(path, lambda scratch: _save_array(scratch, vectors))
     else:
-        _write(path, lambda scratch: save_file({"embeddings": vectors}, scratch))
-    text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
-    _write(path.with_suffix(".json"), lambda scratch: scratch.write_text(text, encoding="utf-8"))
+        write_file(path, lambda scratch: save_file({"embeddings": vectors}, scratch))
+    write_text(path.with_suffix(".json"), json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     return facts
 
 
 def _save_array(path: Path, vectors: Tensor) -> None:
     with path.open("wb") as file:  # given a name, NumPy would add an ending to it
         np.save(file, vectors.numpy())
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write(scratch)` make a file beside `path`, then put it in its place."""
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        scratch = Path(folder) / path.name
-        write(scratch)
-        scratch.replace(path)

@@ -133,11 +133,11 @@ class MultiLabelClassification:
         return LabelledText(text, pair_of(self.kind, pair, several=self.pair_column is not None))
 
     def with_labels(self, records: Sequence[LabelledText]) -> Self:
-        """Return the task with the labels that occur, sorted; there must be one."""
+        """Return the task with its labels, or those that occur, sorted; one must occur."""
         labels = tuple(sorted({name for record in records for name in record.labels}))
         if not labels:
             raise DataError(f"None of {len(records)} examples has a label. Give one at least.")
-        return replace(self, labels=labels)
+        return replace(self, labels=self.labels or labels)
 
     def batch(
         self, tokenizer: PreTrainedTokenizerBase, records: Sequence[LabelledText], max_length: int

@@ -25,13 +25,13 @@ from adapterx.tasks.classification import text_batch
 from adapterx.tasks.metric import Array, TaskMetric, ratio
 from adapterx.tasks.task import wrong_pair
 
-__all__ = ["ChoiceMetric", "MultipleChoice", "Question"]
+__all__ = ["ChoiceMetric", "ChoiceQuestion", "MultipleChoice"]
 
 _QUESTIONS: Final = ("cause", "effect")
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ChoiceQuestion:
     """A premise with its choices.
 
     Attributes:
@@ -95,7 +95,7 @@ class MultipleChoice:
     question_column: str | None = "question"
     label_column: str = "label"
 
-    def record(self, row: Row) -> Question:
+    def record(self, row: Row) -> ChoiceQuestion:
         """Make a question of a row; see `adapterx.tasks.task.Task`."""
         premise, choices = row.text(self.premise_column), self._choices(row)
         asked = "effect" if self.question_column is None else row.text(self.question_column)
@@ -110,13 +110,13 @@ class MultipleChoice:
                 f"Give 0 to {len(choices) - 1}."
             )
         pairs = ((premise, one) if asked == "effect" else (one, premise) for one in choices)
-        return Question(tuple(pairs), int(label), row.language)
+        return ChoiceQuestion(tuple(pairs), int(label), row.language)
 
-    def ask(self, text: str, *pair: str) -> Question:
+    def ask(self, text: str, *pair: str) -> ChoiceQuestion:
         """Make a question of a premise and its choices, which are effects in COPA's sense."""
         if len(pair) < 2:
             raise wrong_pair(self.kind, pair, "one text, the premise, and two choices or more")
-        return Question(tuple((text, choice) for choice in pair))
+        return ChoiceQuestion(tuple((text, choice) for choice in pair))
 
     def _choices(self, row: Row) -> list[str]:
         if len(self.choice_columns) > 1:
@@ -131,12 +131,12 @@ class MultipleChoice:
             )
         return texts
 
-    def with_labels(self, records: Sequence[Question]) -> Self:
+    def with_labels(self, records: Sequence[ChoiceQuestion]) -> Self:
         """Return the task: its one logit is known."""
         return self
 
     def batch(
-        self, tokenizer: PreTrainedTokenizerBase, records: Sequence[Question], max_length: int
+        self, tokenizer: PreTrainedTokenizerBase, records: Sequence[ChoiceQuestion], max_length: int
     ) -> dict[str, Any]:
         """Return token ids, a row a choice; ``rows``, and ``labels``, ``(records,)`` int64."""
         batch = text_batch(tokenizer, _pairs(records), max_length)
@@ -164,7 +164,7 @@ class MultipleChoice:
         self,
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
-        records: Sequence[Question],
+        records: Sequence[ChoiceQuestion],
         *,
         batch_size: int = 64,
         languages: Sequence[str] | None = None,
@@ -184,7 +184,10 @@ class MultipleChoice:
         ]
 
     def tell(
-        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, records: Sequence[Question]
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        records: Sequence[ChoiceQuestion],
     ) -> list[dict[str, JsonValue]]:
         """Return the best choice, and its ``index``, counted from 0."""
         told: list[dict[str, JsonValue]] = []
@@ -194,7 +197,7 @@ class MultipleChoice:
             told.append({"answer": record.pairs[index][len(firsts) == 1], "index": index})
         return told
 
-    def reference(self, record: Question) -> int:
+    def reference(self, record: ChoiceQuestion) -> int:
         """Return the index of the right choice."""
         return record.label
 
@@ -205,15 +208,15 @@ class MultipleChoice:
     def confusion(self, predictions: Sequence[int], references: Sequence[int]) -> None:
         """Return None: the choices of two records have nothing in common."""
 
-    def show(self, record: Question) -> str:
+    def show(self, record: ChoiceQuestion) -> str:
         """Return the pairs."""
         return " ".join(" | ".join(" → ".join(pair) for pair in record.pairs).split())
 
 
-def _pairs(records: Sequence[Question]) -> list[Text]:
+def _pairs(records: Sequence[ChoiceQuestion]) -> list[Text]:
     return [pair for record in records for pair in record.pairs]
 
 
-def _rows(records: Sequence[Question]) -> list[int]:
+def _rows(records: Sequence[ChoiceQuestion]) -> list[int]:
     """Return the record that each row is of."""
     return [index for index, record in enumerate(records) for _ in record.pairs]

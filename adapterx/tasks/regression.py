@@ -126,9 +126,10 @@ class TextRegression:
 
     def with_labels(self, records: Sequence[RatedText]) -> Self:
         """Return the task with its column as the number's name; numbers must differ."""
-        if len({record.value for record in records}) < 2:
+        values = {record.value for record in records}
+        if len(values) < 2:
             raise DataError(
-                f"All {len(records)} examples have the number {records[0].value}. Give two."
+                f"All {len(records)} examples have the number {values.pop()}. Give two."
             )
         return replace(self, labels=(self.label_column,))
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from adapterx.composition import JsonValue
-from adapterx.data import Row
+from adapterx.data import Row, SentencePair
 from adapterx.encoders import Head
 from adapterx.errors import ConfigError, DataError
 from adapterx.heads import Problem
@@ -24,25 +24,10 @@ from adapterx.tasks.embedding import embed, sentence_vectors
 from adapterx.tasks.metric import Array, TaskMetric, ratio
 from adapterx.tasks.task import wrong_pair
 
-__all__ = ["Retrieval", "RetrievalMetric", "SentencePair"]
+__all__ = ["Retrieval", "RetrievalMetric"]
 
 # Similarities held at a time, 64 MiB of them: memory stays the same however many records.
 _BLOCK: Final = 2**24
-
-
-@dataclass(frozen=True, slots=True)
-class SentencePair:
-    """A sentence and its translation.
-
-    Attributes:
-        source: The sentence.
-        target: Its translation.
-        language: BCP-47 tag, None where nobody said.
-    """
-
-    source: str
-    target: str
-    language: str | None = None
 
 
 class RetrievalMetric(TaskMetric):

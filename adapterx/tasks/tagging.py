@@ -206,7 +206,10 @@ class TokenClassification:
         return Sentence(words_of(text), ())
 
     def with_labels(self, records: Sequence[Sentence]) -> Self:
-        """Return the task with the tags that occur, sorted; of entities, both tags and ``O``."""
+        """Return the task with its tags, or those that occur, sorted.
+
+        Of entities that is ``O``, and both tags of each type. Two must occur.
+        """
         found = {tag for record in records for tag in record.tags}
         if replace(self, labels=tuple(found)).bio:
             types = {tag[2:] for tag in found if tag != "O"}
@@ -219,7 +222,7 @@ class TokenClassification:
             )
         if len(found) < 2:
             raise DataError(f"All words of {len(records)} sentences have one tag. Give two.")
-        return replace(self, labels=tuple(sorted(found)))
+        return replace(self, labels=self.labels or tuple(sorted(found)))
 
     def batch(
         self, tokenizer: PreTrainedTokenizerBase, records: Sequence[Sentence], max_length: int

@@ -75,7 +75,7 @@ class Task(Protocol[_Record]):
         """
 
     def with_labels(self, records: Sequence[_Record]) -> Self:
-        """Return the task with the labels that occur in records, sorted.
+        """Return the task with its labels; where it has none, those that occur, sorted.
 
         Raises:
             DataError: If nothing could be learnt from them.

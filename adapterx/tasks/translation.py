@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adapterx.activation import using
 from adapterx.composition import JsonValue
-from adapterx.data import Row
+from adapterx.data import Row, SentencePair
 from adapterx.encoders import Head
 from adapterx.errors import ConfigError, near_match
 from adapterx.heads import Problem
@@ -26,7 +26,6 @@ from adapterx.prediction import max_length_of
 from adapterx.registry import unwrap
 from adapterx.tasks.classification import text_batch
 from adapterx.tasks.metric import Array, TaskMetric
-from adapterx.tasks.retrieval import SentencePair
 from adapterx.tasks.running import outputs_of
 from adapterx.tasks.task import wrong_pair
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from adapterx.composition import JsonValue
 from adapterx.errors import ConfigError, FormatError
-from adapterx.store.folder import write_atomically
+from adapterx.store.writing import write_folder
 from adapterx.training.batches import Records
 
 __all__ = ["Checkpoint", "fingerprint", "newest", "read_checkpoint", "write_checkpoint"]
@@ -85,7 +85,7 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
         told = {"settings": checkpoint.settings, "progress": checkpoint.progress}
         (scratch / _PROGRESS).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
-    place = write_atomically(folder / f"step-{step}", write)
+    place = write_folder(folder / f"step-{step}", write)
     for other in folder.iterdir():
         # With a dot: what a process that was killed had not finished.
         if _NAME.match(other.name.removeprefix(".")) and other != place:

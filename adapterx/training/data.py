@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from adapterx.data import (
-    Row,
-    Stream,
-    balanced_weights,
-    by_language,
-    few_shot,
-    mix,
-    read_rows,
-    relabel,
-)
+from adapterx.data import Row, Stream, by_language, few_shot, mix, read_rows, relabel
 from adapterx.errors import ConfigError
+from adapterx.tasks import label_column
 from adapterx.tasks.task import Task
 from adapterx.training.batches import Records
-from adapterx.training.settings import BALANCED, RunSettings
+from adapterx.training.settings import RunSettings
 
 __all__ = ["read_dev", "read_tests", "read_training"]
 
@@ -30,17 +21,23 @@ def read_training(task: Task[Any], settings: RunSettings) -> tuple[Task[Any], Re
     """Read what is trained on.
 
     Args:
-        task: The task, without its labels.
+        task: The task, as a rule without its labels.
         settings: What says where the data are, and what of them is used.
 
     Returns:
-        The task with the labels that occur, and weights where they shall be balanced; and its
-        records, in memory or as a stream.
+        The task with its labels, or those that occur; and its records, in memory or as a stream.
 
     Raises:
         DataError: If there are none, one is wrong, or a language has too few; with its line.
+        ConfigError: If a stream of one path shall be mixed, or labels mapped where are none.
     """
     parts = _parts(task, settings.train, "train", settings)
+    streamed = settings.stream and not settings.few_shot
+    if streamed and len(parts) == 1 and settings.mixing != "concatenate":
+        raise ConfigError(
+            f"mixing is {settings.mixing!r} for a stream of {settings.train}, whose languages are "
+            "not known before it is read. Name a file for each: train: {en: …, sw: …}."
+        )
     records: Any = _chained(list(parts.values()))
     if settings.few_shot:
         records = few_shot(
@@ -49,10 +46,6 @@ def read_training(task: Task[Any], settings: RunSettings) -> tuple[Task[Any], Re
     elif not settings.stream:
         records = list(records)
     task = task.with_labels(_Passes(records) if isinstance(records, Stream) else records)
-    own: Any = task
-    if getattr(own, "class_weights", ()) == BALANCED:
-        weights = balanced_weights(task.labels, (str(record.label) for record in records))
-        task = dataclasses.replace(own, class_weights=weights)
     temperature = {
         "concatenate": 1.0,
         "temperature": settings.mixing_temperature,
@@ -90,16 +83,12 @@ def _parts(
     for tag, path in paths.items():
         rows: Stream[Row] = read_rows(path, split=split, language=tag or None)
         if settings.label_map:
-            rows = relabel(rows, settings.label_map, column=_label_column(task))
+            column = label_column(task)
+            if column is None:
+                raise ConfigError(f"{task.kind} has no labels to map. Leave label_map out.")
+            rows = relabel(rows, settings.label_map, column=column)
         parts[tag] = rows.map(task.record)
     return parts
-
-
-def _label_column(task: Task[Any]) -> str:
-    for name in ("label_column", "tags_column"):
-        if hasattr(task, name):
-            return str(getattr(task, name))
-    raise ConfigError(f"label_map is set, but records of {task.kind} have no label. Leave it out.")
 
 
 def _chained(parts: Sequence[Stream[Any]]) -> Stream[Any]:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adapterx.activation import activate, using
 from adapterx.composition import Scale, Stack
-from adapterx.data import Pair
+from adapterx.data import SentencePair
 from adapterx.errors import DataError
 from adapterx.model import set_strength, set_trainable
 from adapterx.prediction import logits_of
@@ -45,7 +45,7 @@ def train_language(
     tokenizer: PreTrainedTokenizerBase,
     name: str,
     *,
-    pairs: Sequence[Pair],
+    pairs: Sequence[SentencePair],
     text: Sequence[str] = (),
     config: TrainingConfig = LANGUAGE_CONFIG,
     temperature: float = 0.05,
@@ -119,7 +119,9 @@ def train_language(
     )
 
 
-def hold_out(pairs: Sequence[Pair], *, seed: int = 0) -> tuple[list[Pair], list[Pair]]:
+def hold_out(
+    pairs: Sequence[SentencePair], *, seed: int = 0
+) -> tuple[list[SentencePair], list[SentencePair]]:
     """Split pairs into those to train on and a fifth of them, at most 300, to choose with.
 
     Raises:
@@ -141,7 +143,7 @@ def choose_strength(
     name: str,
     *,
     task: str,
-    pairs: Sequence[Pair],
+    pairs: Sequence[SentencePair],
 ) -> tuple[float, Mapping[float, float]]:
     """Choose a language adapter's strength under a task, without labels, and keep it.
 

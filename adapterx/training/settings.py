@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from adapterx.composition import JsonValue, check_name
-from adapterx.errors import ConfigError, DependencyError, near_match
+from adapterx.errors import ConfigError, near_match
 from adapterx.languages import standard_tag
 from adapterx.training.config import LEARNING_RATES, TrainingConfig
+from adapterx.training.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from adapterx.methods import Method
     from adapterx.tasks.task import Task
 
 __all__ = [
-    "BALANCED",
     "RunSettings",
     "add_flags",
     "add_training_flags",
+    "assignment",
     "method_from",
     "read_settings",
 ]
@@ -54,16 +55,13 @@ _FLAGS: Final[Mapping[str, str]] = {
     "output": "folder of the new adapter, or model",
     "resume": "true to go on from the newest checkpoint, or the folder of one",
 }
-BALANCED: Final = "balanced"
 _CHOICES: Final[Mapping[str, Sequence[str]]] = {
     "pooling": ("auto", "mean", "model"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "mixing": ("concatenate", "temperature", BALANCED),
+    "mixing": ("concatenate", "temperature", "balanced"),
 }
 _KIND: Final = "text-classification"
 _MANY: Final = ("train", "dev", "test")
-# YAML 1.1 reads the word no, a language's tag and a precision, as false.
-_NO: Final = ("language", "mixed_precision")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,14 +241,15 @@ def read_settings(
     known = {one.name for one in dataclasses.fields(RunSettings)} - {"own", "config"}
     loop = {one.name for one in dataclasses.fields(TrainingConfig)}
     flags = {key: value for key, value in vars(options).items() if value is not None}
-    given = {} if options.config is None else _read_file(options.config)
-    given = {key: _repaired(key, value) for key, value in given.items()}
+    given = {} if options.config is None else read_yaml(options.config)
     for key in _MANY:
+        if isinstance(given.get(key), dict):
+            given[key] = {standard_tag(str(tag)): path for tag, path in given[key].items()}
         if key in flags:
             flags[key] = _files(key, flags[key])
     own = {f"{name}_column" for name in ("text", "pair", "label")}
     given |= {key: value for key, value in flags.items() if key in known | loop | own}
-    given |= dict(_assignment(text) for text in flags.get("set", ()))
+    given |= dict(assignment(text) for text in flags.get("set", ()))
     missing = [key for key in required if not given.get(key)]
     if missing:
         raise ConfigError(
@@ -264,8 +263,13 @@ def read_settings(
         raise ConfigError("compose is set, but method is 'full', a model without adapters.")
     training = {key: given[key] for key in loop if key in given}
     rate = LEARNING_RATES.get(given.get("method", "bottleneck"), LEARNING_RATES["bottleneck"])
-    settings = {key: given[key] for key in known if key in given}
+    settings = {key: given[key] for key in known if given.get(key) is not None}
     _check(settings)
+    if "label_map" in settings:
+        settings["label_map"] = {
+            _label(old): None if new is None else _label(new)
+            for old, new in settings["label_map"].items()
+        }
     if "language" in settings:
         settings["language"] = standard_tag(settings["language"])
     rest = {key: value for key, value in given.items() if key not in known | loop}
@@ -285,37 +289,6 @@ def _layers(given: str | Sequence[int]) -> str | Sequence[int]:
         raise ConfigError(f"layers is {given!r}. Write indices as 8,9,10,11.") from None
 
 
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        import yaml
-    except ImportError as error:
-        raise DependencyError("YAML files need PyYAML: pip install pyyaml") from error
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} cannot be read: {reason}.") from error
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} does not hold keys with values, such as task: nli.")
-    return found
-
-
-def _repaired(key: object, value: Any) -> Any:
-    """Return what was meant by what YAML 1.1 misreads: the word no, numbers such as 1e-3."""
-    if key in _NO and value is False:
-        return "no"
-    if key in _MANY and isinstance(value, dict):
-        return {standard_tag("no" if tag is False else tag): path for tag, path in value.items()}
-    if isinstance(value, str) and isinstance(getattr(TrainingConfig(), str(key), None), float):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
 def _truth(text: str) -> bool | str:
     return {"true": True, "false": False}.get(text.lower(), text)
 
@@ -333,6 +306,11 @@ def _check(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"label_map is {settings['label_map']!r}. Write OLD: NEW for each label.")
 
 
+def _label(value: object) -> str:
+    """Return a label as data spell it: whole numbers and truth values are no texts in YAML."""
+    return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
 def _files(key: str, given: Sequence[str]) -> str | dict[str, str]:
     if len(given) == 1 and "=" not in given[0]:
         return given[0]
@@ -343,7 +321,12 @@ def _files(key: str, given: Sequence[str]) -> str | dict[str, str]:
     return {standard_tag(tag): path for tag, path in pairs}
 
 
-def _assignment(text: str) -> tuple[str, Any]:
+def assignment(text: str) -> tuple[str, Any]:
+    """Return the key and value of ``KEY=VALUE``; a value that is JSON is read as such.
+
+    Raises:
+        ConfigError: If there is no value.
+    """
     key, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"{text!r} in --set. Write KEY=VALUE, e.g. label_column=topic.")

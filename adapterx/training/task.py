@@ -184,6 +184,7 @@ def facts_of(
             "gradient_accumulation": config.gradient_accumulation,
             "epochs": config.epochs,
             "seed": config.seed,
+            "seconds": round(result.seconds, 1),
             "composition": compose,
         },
         "scores": {

@@ -379,7 +379,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     "no LANG=FILE": (f"{EVALUATE} sw.jsonl", ["'sw.jsonl' in --test. Write LANG=FILE"]),
     "neither language nor folder": (f"{EVALUATE} gone", ["'gone' in --test. Write LANG=FILE"]),
     "language given twice": (f"{EVALUATE} sw=a.jsonl Swahili=b.jsonl", ["of sw given twice"]),
-    "folder without tests": (f"{EVALUATE} empty", ["empty holds no test data"]),
+    "folder without tests": (f"{EVALUATE} empty", ["empty holds no data. Name its files by language"]),
     "language not in the folder": (
         f"{EVALUATE} sw=sw.jsonl --languages sv",
         ["No test data of sv in sw=sw.jsonl (there: sw)."],
@@ -425,8 +425,16 @@ STORED: dict[str, tuple[str, list[str]]] = {
         ["no column 'sourc'", "there: task, own"],
     ),
     "unknown setting of the data": (
-        f"{EVALUATE} sw=sw.jsonl --data textcolumn=x",
-        ["'textcolumn=x' in --data", "Did you mean 'text_column'?"],
+        f"{EVALUATE} sw=sw.jsonl --set textcolumn=x",
+        ["has no setting 'textcolumn'", "Did you mean 'text_column'?"],
+    ),
+    "half a setting of the data": (
+        f"{EVALUATE} sw=sw.jsonl --set text_column",
+        ["'text_column' in --set", "KEY=VALUE"],
+    ),
+    "labels that the head has not": (
+        f'{EVALUATE} sw=sw.jsonl --set labels=["a"]',
+        ["labels in --set", "leave them out"],
     ),
     "test label outside the set": (f"{EVALUATE} sw=other.jsonl", ["'fod'", "food, law"]),
     "few pairs to hold out": (
@@ -624,6 +632,11 @@ def test_the_main_job_end_to_end(
         "fr": "fr.jsonl",
         "sw": "sw.jsonl",
     }
+
+    text = (world.root / "sw.jsonl").read_text(encoding="utf-8")
+    (world.root / "body.jsonl").write_text(text.replace('"text"', '"body"'), encoding="utf-8")
+    other = call(f"{EVALUATE} sw=body.jsonl --set text_column=body --json").data
+    assert other["rows"][0]["cells"] == rows["sw"]
 
 
 def test_a_task_can_be_trained_on_a_language_adapter(

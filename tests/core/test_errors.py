@@ -43,7 +43,7 @@ from adapterx.errors import (
 )
 from adapterx.methods import methods_of
 from adapterx.store.card import Card
-from adapterx.store.folder import write_atomically
+from adapterx.store.writing import write_folder
 
 
 @pytest.fixture
@@ -715,14 +715,14 @@ def test_save_refuses_facts_that_are_no_json(model, unharmed, tmp_path, card) ->
 
 def test_failing_write_leaves_the_old_folder(tmp_path) -> None:
     target = tmp_path / "a"
-    write_atomically(target, lambda scratch: (scratch / "x").write_text("old"))
+    write_folder(target, lambda scratch: (scratch / "x").write_text("old"))
 
     def fail(scratch: Path) -> None:
         (scratch / "x").write_text("new")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        write_atomically(target, fail)
+        write_folder(target, fail)
     assert _tree(tmp_path) == {"a/x": b"old"}
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 

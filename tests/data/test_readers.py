@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from adapterx.data import Pair, read_lines, read_pairs, read_rows
+from adapterx.data import SentencePair, read_lines, read_pairs, read_rows
 from adapterx.errors import DataError
 from adapterx.tasks import read_records
 from adapterx.tasks.classification import Example, TextClassification
@@ -111,8 +111,8 @@ def test_pairs_know_their_target_by_its_name(tmp_path: Path, order: tuple[str, s
     path = tmp_path / "pairs.jsonl"
     words = {"en": "Good morning.", "mi": "Mōrena."}
     path.write_text(json.dumps({key: words[key] for key in order}) + "\n")
-    assert read_pairs(path, target="mi") == [Pair("Good morning.", "Mōrena.")]
-    assert read_pairs(path, target="en") == [Pair("Mōrena.", "Good morning.")]
+    assert read_pairs(path, target="mi") == [SentencePair("Good morning.", "Mōrena.")]
+    assert read_pairs(path, target="en") == [SentencePair("Mōrena.", "Good morning.")]
 
 
 def _labelled(path: Path) -> Any:

@@ -30,6 +30,7 @@ from adapterx.tasks import task_to_json
 from adapterx.tasks.answers import answers
 from adapterx.tasks.classification import Example, TextClassification
 from adapterx.tasks.metric import Array, TaskMetric
+from adapterx.tasks.multi_label import LabelledText, MultiLabelClassification
 
 LABELS = ("art", "food", "law")
 TASK = TextClassification(labels=LABELS)
@@ -232,6 +233,19 @@ def test_answers_of_one_process_are_those_of_the_task(model: Any, tokenizer: Any
     assert answers(TASK, model, tokenizer, []) == []
 
 
+def test_a_text_without_any_label_is_an_answer_like_others(model: Any, tokenizer: Any) -> None:
+    task = MultiLabelClassification(labels=LABELS)
+    heads = heads_of(model)
+    assert heads is not None
+    with torch.no_grad():
+        heads.modules_of(model, "topics")["classifier"].bias.fill_(-99)
+    tests = {"sw": [LabelledText("w1", labels=("art",)), LabelledText("w2")]}
+    columns = {"task": {"sw": "topics"}}
+    measured = measure(model, tokenizer, task, tests, columns, name="topics")
+    assert [one.predictions for one in measured.answered] == [([], [])]
+    assert table_of(measured).rows[0].cells["task"].scores["subset_accuracy"].value == 0.5
+
+
 class Nearest(TaskMetric):
     """Whether a vector points where the right one does."""
 
@@ -281,7 +295,7 @@ def test_vectors_are_kept_as_what_they_add_to_the_score(
 def folder(tmp_path: Path) -> Path:
     lines = [{"id": at, "text": f"w{at}", "label": LABELS[at % 3]} for at in range(6)]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    for name in ("sw.test.jsonl", "sw.train.jsonl", "fr.jsonl", "notes.txt", "yo/test.jsonl"):
+    for name in ("sw.test.jsonl", "sw.train.jsonl", "fr.jsonl", "notes.txt", "test/yo.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     return tmp_path
@@ -291,7 +305,7 @@ def test_a_folder_is_read_by_the_names_of_its_files(folder: Path) -> None:
     assert find_tests([str(folder)]) == {
         "fr": folder / "fr.jsonl",
         "sw": folder / "sw.test.jsonl",
-        "yo": folder / "yo" / "test.jsonl",
+        "yo": folder / "test" / "yo.jsonl",
     }
     assert list(find_tests([str(folder)], ["Yoruba", "sw"])) == ["yo", "sw"]
     more = find_tests([str(folder), f"en={folder / 'fr.jsonl'}"])
@@ -304,8 +318,14 @@ def test_test_data_that_are_not_there_are_errors(folder: Path, tmp_path: Path) -
     with pytest.raises(ConfigError, match="Test data of sw given twice"):
         find_tests([str(folder), "sw=other.jsonl"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no test data"):
+    with pytest.raises(DataError, match=r"empty holds no data\. Name its files by language"):
         find_tests([str(tmp_path / "empty")])
+    (tmp_path / "empty" / "sw.train.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match=r"empty holds no test data of a language"):
+        find_tests([str(tmp_path / "empty")])
+    (folder / "sw.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"sw given twice: .*sw\.jsonl and .*sw\.test\.jsonl"):
+        find_tests([str(folder)])
     with pytest.raises(ConfigError, match="Write LANG=FILE"):
         find_tests(["gone"])
 

@@ -129,6 +129,7 @@ def test_answers_of_another_run_stand_in_the_same_table(world: Path) -> None:
         ([], "output is not set. Give it in the file or as --output."),
         (["--output", "out", "--columns", "[onw]"], "There is no column 'onw'"),
         (["--output", "out", "--languages", "fo"], "No test data of fo"),
+        (["--output", "out", "--languages", "[no]"], "No test data of no"),
     ],
 )
 def test_a_wrong_setting_ends_the_recipe_with_one_line(

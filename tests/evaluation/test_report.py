@@ -8,10 +8,11 @@ import re
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from rich.console import Console
 from sklearn.metrics import confusion_matrix
 
 from adapterx.evaluation.bootstrap import Estimate
-from adapterx.evaluation.measured import Measured
+from adapterx.evaluation.measured import Answered, Cost, Measured
+from adapterx.evaluation.measured import Test as Data
 from adapterx.evaluation.mistakes import confusion_of, worst
 from adapterx.evaluation.report.files import write_report
 from adapterx.evaluation.report.page import page
@@ -28,6 +30,10 @@ from adapterx.evaluation.report.plots import bars, heat_map
 from adapterx.evaluation.report.terminal import print_table
 from adapterx.evaluation.report.words import interval, number, points, score_name, size
 from adapterx.evaluation.scoring import table_of
+from adapterx.tasks.multi_label import MultiLabelClassification
+from adapterx.tasks.multiple_choice import MultipleChoice
+from adapterx.tasks.tagging import TokenClassification
+from adapterx.tasks.task import Task
 
 Make = Callable[..., Measured]
 Draw = Callable[..., list[int]]
@@ -170,6 +176,48 @@ def test_the_worst_mistakes_are_those_of_most_runs_that_the_source_had_right(
 def test_no_mistakes_where_all_is_right_and_all_where_all_is_wrong(measured: Make) -> None:
     assert worst(measured({"sw": {"task": [0, 1]}}, [0, 1]), "sw") == []
     assert len(worst(measured({"sw": {"task": [1, 0]}}, [0, 1]), "sw")) == 2
+
+
+def _said(task: Task[Any], answers: Sequence[Any], truth: Sequence[Any]) -> Measured:
+    """Return what one column answered to as many Swahili texts."""
+    cost = Cost(parameters=1, size_bytes=4, seconds=1.0)
+    test = Data(tuple(f"sw {at}" for at in range(len(truth))), tuple(truth))
+    answered = Answered(
+        column="task",
+        run="t",
+        language="sw",
+        composition="t",
+        predictions=tuple(answers),
+        cost=cost,
+    )
+    return Measured(
+        name="t",
+        task=task,
+        source="en",
+        encoder="xlm-roberta-base",
+        encoder_parameters=1,
+        tests={"sw": test},
+        answered=(answered,),
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "nothing", "some"),
+    [
+        (TokenClassification(labels=("B-LOC", "I-LOC", "O")), ["O", "O"], ["B-LOC", "O"]),
+        (MultiLabelClassification(labels=("art", "law")), [], ["law"]),
+    ],
+)
+def test_nothing_is_no_mistake_where_nothing_is_right(
+    task: Task[Any], nothing: list[str], some: list[str]
+) -> None:
+    one = _said(task, [nothing, some, some, nothing], [nothing, some, nothing, some])
+    assert {mistake.text for mistake in worst(one, "sw")} == {"sw 2", "sw 3"}
+
+
+def test_a_choice_is_shown_by_its_index() -> None:
+    (mistake,) = worst(_said(MultipleChoice(), [0], [1]), "sw")
+    assert (mistake.right, mistake.given) == ("1", {"task": "0"})
 
 
 # ------------------------------------------------------------------ pictures

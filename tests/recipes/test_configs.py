@@ -135,7 +135,10 @@ def test_the_smoke_run_saves_an_adapter_that_answers(
     backend = {1: "None", 2: "gloo"}[processes]
     assert seen == [f"{index} of {processes} by {backend}" for index in range(processes)]
     assert len(printed["losses"]) == 1
-    assert printed["training"]["examples"] == 8
+    assert printed["training"]["steps"] == 2
+    assert printed["training"]["examples"] == 2 * 4 * processes
+    # What the table shows as the costs of training.
+    assert isinstance(printed["training"]["seconds"], float)
     assert printed["scores"].keys() >= {"dev accuracy", "dev macro_f1", "test accuracy sw"}
     assert printed["score"] == printed["scores"]["dev accuracy"]
     folder = Path(printed["folder"])

@@ -17,7 +17,7 @@ from adapterx import PerExample, Stack
 from adapterx.data import Row
 from adapterx.errors import DataError
 from adapterx.tasks import task_from_json, task_to_json
-from adapterx.tasks.multiple_choice import MultipleChoice, Question
+from adapterx.tasks.multiple_choice import ChoiceQuestion, MultipleChoice
 from adapterx.tasks.task import row_languages
 from adapterx.training.config import TrainingConfig
 from adapterx.training.task import train_task
@@ -27,10 +27,12 @@ LISTED = MultipleChoice(choice_columns=("options",), question_column=None)
 COPA = {"premise": "p", "choice1": "a", "choice2": "b", "question": "cause", "label": 1}
 
 
-def questions(count: int = 8, *, seed: int = 0, languages: Sequence[str] = ()) -> list[Question]:
+def questions(
+    count: int = 8, *, seed: int = 0, languages: Sequence[str] = ()
+) -> list[ChoiceQuestion]:
     """Return questions of two to four choices; the right choice has a word of the premise."""
     generator = torch.Generator().manual_seed(seed)
-    made: list[Question] = []
+    made: list[ChoiceQuestion] = []
     for index in range(count):
         size = 2 + index % 3
         words = torch.randperm(20, generator=generator)[: size + 1].tolist()
@@ -38,7 +40,7 @@ def questions(count: int = 8, *, seed: int = 0, languages: Sequence[str] = ()) -
         premise = " ".join(f"w{word}" for word in (words[label], *words[:1] * (index % 4)))
         pairs = [(premise, f"w{word} w{40 + word}") for word in words[:size]]
         language = languages[index % len(languages)] if languages else None
-        made.append(Question(tuple(pairs), label, language))
+        made.append(ChoiceQuestion(tuple(pairs), label, language))
     return made
 
 
@@ -70,7 +72,7 @@ def model(request: pytest.FixtureRequest, build: Callable[..., Any], fill: Any) 
 )
 def test_pairs_are_in_the_order_of_events(task: Any, fields: Any, pairs: Any) -> None:
     record = task.record(Row(fields, "x.jsonl, line 1", "sw"))
-    assert record == Question(pairs, 1, "sw")
+    assert record == ChoiceQuestion(pairs, 1, "sw")
     assert task.reference(record) == 1
     assert "\n" not in task.show(record)
 
@@ -130,7 +132,7 @@ def test_answers_do_not_depend_on_the_batch(model: Any, tokenizer: Any) -> None:
 def test_permuted_choices_permute_the_answer(model: Any, tokenizer: Any) -> None:
     records = questions(20)
     answers = TASK.predict(model, tokenizer, records)
-    turned = [Question(record.pairs[::-1], 0) for record in records]
+    turned = [ChoiceQuestion(record.pairs[::-1], 0) for record in records]
     assert [
         len(record.pairs) - 1 - answer
         for record, answer in zip(records, TASK.predict(model, tokenizer, turned), strict=True)

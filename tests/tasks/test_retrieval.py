@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 import adapterx
 from adapterx import PerExample
-from adapterx.data import Row
+from adapterx.data import Row, SentencePair
 from adapterx.errors import BaseModelError, ConfigError, DataError
 from adapterx.tasks import retrieval, task_from_json, task_to_json
 from adapterx.tasks.embedding import embed, export_embeddings
-from adapterx.tasks.retrieval import Retrieval, RetrievalMetric, SentencePair
+from adapterx.tasks.retrieval import Retrieval, RetrievalMetric
 from adapterx.tasks.task import row_languages
 from adapterx.training.config import TrainingConfig
 from adapterx.training.task import train_task

@@ -25,11 +25,10 @@ from transformers import (
 
 import adapterx
 from adapterx import LoRA, PerExample
-from adapterx.data import Row
+from adapterx.data import Row, SentencePair
 from adapterx.encoders import load_encoder
 from adapterx.errors import ConfigError, DataError
 from adapterx.tasks import task_from_json, task_to_json
-from adapterx.tasks.retrieval import SentencePair
 from adapterx.tasks.translation import Translation, TranslationMetric, language_codes
 from adapterx.training.config import TrainingConfig
 from adapterx.training.task import train_task

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import adapterx
 from adapterx import Scale, Stack
-from adapterx.data import Pair
+from adapterx.data import SentencePair
 from adapterx.errors import DataError, UnknownNameError
 from adapterx.model import set_strength
 from adapterx.prediction import logits_of
@@ -25,13 +25,15 @@ from adapterx.training.objectives.alignment import alignment_loss, layer_means
 CONFIG = TrainingConfig(epochs=15, batch_size=16, learning_rate=1e-2, max_length=16, keep="last")
 
 
-def pairs_of(count: int = 64, *, seed: int = 0) -> list[Pair]:
+def pairs_of(count: int = 64, *, seed: int = 0) -> list[SentencePair]:
     """Return pairs in which the word ``w(i + 40)`` translates ``wi``."""
     generator = torch.Generator().manual_seed(seed)
-    pairs: list[Pair] = []
+    pairs: list[SentencePair] = []
     for index in range(count):
         at = torch.randint(30, (3 + index % 4,), generator=generator).tolist()
-        pairs.append(Pair(" ".join(f"w{i}" for i in at), " ".join(f"w{i + 40}" for i in at)))
+        pairs.append(
+            SentencePair(" ".join(f"w{i}" for i in at), " ".join(f"w{i + 40}" for i in at))
+        )
     return pairs
 
 
@@ -227,7 +229,7 @@ def test_an_adapter_that_is_not_there_cannot_be_trained(
 
 @pytest.mark.parametrize(("count", "held"), [(39, 7), (64, 12), (363, 72), (5000, 300)])
 def test_held_out_pairs_are_a_fifth_disjoint_and_all_are_used(count: int, held: int) -> None:
-    pairs = [Pair(f"s{i}", f"t{i}") for i in range(count)]
+    pairs = [SentencePair(f"s{i}", f"t{i}") for i in range(count)]
     rest, out = hold_out(pairs)
     assert len(out) == held
     assert not {*rest} & {*out}
@@ -327,7 +329,7 @@ def test_an_untrained_language_adapter_gets_the_lowest_strength(
 ) -> None:
     model = adapterx.add(build(kind="mean"), "topics", "seq_bn", labels=["a", "b", "c"])
     adapterx.add(model, "sw", "seq_bn", kind="language")
-    same = [Pair(one.source, one.source) for one in pairs_of(10)]
+    same = [SentencePair(one.source, one.source) for one in pairs_of(10)]
     strength, agreement = choose_strength(model, tokenizer, "sw", task="topics", pairs=same)
     assert strength == min(STRENGTHS)
     assert {*agreement.values()} == {1.0}

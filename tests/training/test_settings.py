@@ -105,12 +105,37 @@ def test_the_word_no_is_a_language_and_a_precision(written: Callable[[Any], str]
     for flags in ([], ["--language", "no", "--mixed-precision", "no"]):
         settings = read("--config", path, *flags)
         assert (settings.language, settings.config.mixed_precision) == ("no", "no")
-    assert read("--config", written({**NEEDED, "test": {False: "x"}})).test == {"no": "x"}
+    assert read("--config", written("task: t\ntrain: a\noutput: b\ntest: {no: x}\n")).test == {
+        "no": "x"
+    }
 
 
 def test_a_number_without_a_point_is_a_number(written: Callable[[Any], str]) -> None:
-    path = written("task: t\ntrain: a\noutput: b\nlearning_rate: 1e-3\n")
-    assert read("--config", path).config.learning_rate == 1e-3
+    path = written(
+        "task: t\ntrain: a\noutput: b\nlearning_rate: 1e-3\nmixing_temperature: 1E1\nepochs: 3\n"
+    )
+    settings = read("--config", path)
+    assert (settings.config.learning_rate, settings.mixing_temperature) == (1e-3, 10)
+    assert settings.config == TrainingConfig(learning_rate=1e-3, epochs=3)
+
+
+def test_a_label_map_is_of_texts_whatever_yaml_takes_them_for(
+    written: Callable[[Any], str],
+) -> None:
+    path = written(
+        "task: t\ntrain: a\noutput: b\nlabel_map: {0: yes, no: 1, true: n, 2: null}\n"
+        "labels: [no, yes]\n"
+    )
+    settings = read("--config", path)
+    assert settings.label_map == {"0": "yes", "no": "1", "true": "n", "2": None}
+    assert settings.build_task().labels == ("no", "yes")
+
+
+def test_a_key_without_a_value_is_not_set(written: Callable[[Any], str]) -> None:
+    path = written("task: t\ntrain: a\noutput: b\ntest:\nlabel_map:\nstore:\n")
+    assert read("--config", path) == RunSettings(
+        task="t", train="a", output="b", config=TrainingConfig(learning_rate=2e-3)
+    )
 
 
 BROKEN: dict[str, tuple[Any, str]] = {

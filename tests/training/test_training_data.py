@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import adapterx
 from adapterx.data import Mixture, Stream
 from adapterx.errors import ConfigError, DataError
 from adapterx.tasks.classification import TextClassification
+from adapterx.tasks.regression import TextRegression
 from adapterx.tasks.retrieval import Retrieval
 from adapterx.training.config import TrainingConfig
 from adapterx.training.data import read_dev, read_tests, read_training
@@ -100,7 +102,7 @@ def test_labels_are_those_of_another_dataset(settings: Callable[..., RunSettings
     task, records = read_training(TASK, settings(label_map={"food": "cuisine"}))
     assert task.labels == ("cuisine", "law")
     assert Counter(record.label for record in records) == {"cuisine": 4, "law": 12}
-    with pytest.raises(ConfigError, match="records of retrieval have no label"):
+    with pytest.raises(ConfigError, match="retrieval has no labels to map"):
         read_training(Retrieval(), settings(label_map={"food": "cuisine"}))
 
 
@@ -111,6 +113,55 @@ def test_balanced_labels_weigh_the_same_in_all(
     given = settings(own={"class_weights": "balanced"}, stream=stream)
     task, _ = read_training(given.build_task(), given)
     assert task.class_weights == pytest.approx((16 / (2 * 4), 16 / (2 * 12)))
+
+
+@pytest.mark.parametrize("kind", ["text-classification", "multi-label-classification"])
+def test_labels_that_are_given_stay_where_training_lacks_one(
+    settings: Callable[..., RunSettings], kind: str
+) -> None:
+    own = {"labels": ["law", "food", "art"], "label_column": "label"}
+    given = settings(kind=kind, own=own)
+    task, _ = read_training(given.build_task(), given)
+    assert task.labels == ("law", "food", "art")
+    given = settings(own={**own, "class_weights": "balanced"})
+    with pytest.raises(DataError, match="No example has the label 'art'"):
+        read_training(given.build_task(), given)
+
+
+@pytest.mark.parametrize(
+    ("weights", "text"),
+    [
+        ("balance", "class_weights is 'balance' in text-classification"),
+        ([1.0, -1.0], "class_weights is (1.0, -1.0)"),
+        (["a", "b"], "class_weights is ('a', 'b')"),
+        ([1.0, 2.0, 3.0], "has 3 numbers in text-classification, for 2 labels. Give one for each"),
+    ],
+)
+def test_weights_that_fit_no_labels_are_refused(
+    settings: Callable[..., RunSettings], weights: Any, text: str
+) -> None:
+    given = settings(own={"class_weights": weights})
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        read_training(given.build_task(), given)
+
+
+def test_a_stream_of_one_path_is_not_mixed(
+    settings: Callable[..., RunSettings], folder: Path
+) -> None:
+    given = settings(train=str(folder), stream=True, mixing="balanced")
+    with pytest.raises(ConfigError, match="mixing is 'balanced' for a stream of"):
+        read_training(TASK, given)
+
+
+def test_a_stream_of_equal_numbers_is_refused_as_a_list_is(
+    settings: Callable[..., RunSettings], folder: Path
+) -> None:
+    (folder / "same.jsonl").write_text('{"text": "a", "score": 2}\n{"text": "b", "score": 2}\n')
+    for stream in (False, True):
+        with pytest.raises(DataError, match=r"All 2 examples have the number 2\.0"):
+            read_training(
+                TextRegression(), settings(train=str(folder / "same.jsonl"), stream=stream)
+            )
 
 
 def test_what_is_no_label_of_training_is_named_with_its_line(

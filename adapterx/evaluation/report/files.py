@@ -6,18 +6,20 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from adapterx.composition import JsonValue
 from adapterx.evaluation.measured import Measured
 from adapterx.evaluation.report.page import page
 from adapterx.evaluation.report.plots import bars, heat_map
 from adapterx.evaluation.table import Cell, Table
-from adapterx.evaluation.writing import write_bytes, write_text
+from adapterx.store.writing import write_file, write_text
 
 __all__ = ["as_csv", "write_report"]
 
+_FORMS: Final[Sequence[Literal["png", "svg"]]] = ("png", "svg")
 _FIELDS: Final = (
     "language name script seen examples column composition runs score value low high std "
     "gain gain_low gain_high p p_holm"
@@ -48,8 +50,9 @@ def write_report(
         DependencyError: If matplotlib is not installed.
     """
     for name, draw in (("bars", bars), ("heatmap", heat_map)):
-        write_bytes(folder / f"{name}.png", draw(table, "png"))
-        write_bytes(folder / f"{name}.svg", draw(table, "svg"))
+        for form in _FORMS:
+            drawn = draw(table, form)
+            write_file(folder / f"{name}.{form}", partial(Path.write_bytes, data=drawn))
     write_text(folder / "table.html", page(measured, table, notes=notes))
     write_text(folder / "table.csv", as_csv(table))
     write_text(folder / "table.json", _json(table.to_dict()))
