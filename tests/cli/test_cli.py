@@ -379,7 +379,10 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     "no LANG=FILE": (f"{EVALUATE} sw.jsonl", ["'sw.jsonl' in --test. Write LANG=FILE"]),
     "neither language nor folder": (f"{EVALUATE} gone", ["'gone' in --test. Write LANG=FILE"]),
     "language given twice": (f"{EVALUATE} sw=a.jsonl Swahili=b.jsonl", ["of sw given twice"]),
-    "folder without tests": (f"{EVALUATE} empty", ["empty holds no data. Name its files by language"]),
+    "folder without tests": (
+        f"{EVALUATE} empty",
+        ["empty holds no data. Name its files by language"],
+    ),
     "language not in the folder": (
         f"{EVALUATE} sw=sw.jsonl --languages sv",
         ["No test data of sv in sw=sw.jsonl (there: sw)."],
