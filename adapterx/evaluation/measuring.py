@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -165,8 +166,11 @@ def _forget_peak() -> None:
     """Begin counting the peak of memory anew."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    elif _CLEAR.exists():
-        _CLEAR.write_text("5")  # Linux: the peak of the resident set becomes its present size
+    else:
+        # Linux: the peak of the resident set becomes its present size. Elsewhere, and where a
+        # container forbids it, the peak stays that of the process's whole life.
+        with suppress(OSError):
+            _CLEAR.write_text("5")
 
 
 def _peak() -> int | None:

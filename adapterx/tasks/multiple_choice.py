@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from adapterx.composition import JsonValue
 from adapterx.data import Row
 from adapterx.encoders import Head
-from adapterx.errors import DataError
+from adapterx.errors import ConfigError, DataError
 from adapterx.heads import Problem
 from adapterx.prediction import Text, logits_of
 from adapterx.tasks.classification import text_batch
@@ -94,6 +94,13 @@ class MultipleChoice:
     choice_columns: tuple[str, ...] = ("choice1", "choice2")
     question_column: str | None = "question"
     label_column: str = "label"
+
+    def __post_init__(self) -> None:
+        if not self.choice_columns or isinstance(self.choice_columns, str):
+            raise ConfigError(
+                f"choice_columns is {self.choice_columns!r} in {self.kind}. Give a list of fields; "
+                "of one, if it holds a list: [choices]."
+            )
 
     def record(self, row: Row) -> ChoiceQuestion:
         """Make a question of a row; see `adapterx.tasks.task.Task`."""

@@ -15,7 +15,7 @@ from torch.nn import functional
 import adapterx
 from adapterx import PerExample, Stack
 from adapterx.data import Row
-from adapterx.errors import DataError
+from adapterx.errors import ConfigError, DataError
 from adapterx.tasks import task_from_json, task_to_json
 from adapterx.tasks.multiple_choice import ChoiceQuestion, MultipleChoice
 from adapterx.tasks.task import row_languages
@@ -96,6 +96,12 @@ def test_a_wrong_record_is_named_with_its_line(task: Any, change: Any, message: 
         task.record(Row({**COPA, **change}, "x.jsonl, line 3"))
     assert message in str(caught.value)
     assert "x.jsonl, line 3" in str(caught.value)
+
+
+@pytest.mark.parametrize("columns", ["choices", []])
+def test_choices_are_a_list_of_fields(columns: Any) -> None:
+    with pytest.raises(ConfigError, match=r"choice_columns is .* in multiple-choice\. Give a list"):
+        task_from_json({"kind": "multiple-choice", "choice_columns": columns})
 
 
 def test_loss_is_the_cross_entropy_over_each_records_choices(model: Any, tokenizer: Any) -> None:

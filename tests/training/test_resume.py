@@ -18,6 +18,7 @@ from torch import Tensor
 import adapterx
 from adapterx.errors import AdapterError, ConfigError, FormatError
 from adapterx.tasks.classification import Example, TextClassification
+from adapterx.training import loop
 from adapterx.training.checkpoint import newest
 from adapterx.training.config import TrainingConfig
 from adapterx.training.loop import Result
@@ -139,6 +140,24 @@ def test_a_finished_run_is_taken_up_as_it_ended(train: Callable[..., Any], tmp_p
     assert (again.losses, again.points, again.steps) == (result.losses, result.points, 6)
     expected, found = _trained(model), _trained(same)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_losses_that_were_not_read_yet_are_in_the_checkpoint(
+    train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_READINGS", 2)  # of six steps, after each third
+    whole, _ = train(tmp_path / "whole", evaluate_every=6)
+    batches = iter(range(5))
+
+    class Stopping(TextClassification):
+        def batch(self, *given: Any) -> dict[str, Any]:
+            next(batches)
+            return TASK.batch(*given)
+
+    with pytest.raises(StopIteration):
+        train(tmp_path / "run", task=Stopping(labels=TASK.labels), evaluate_every=6)
+    found, _ = train(tmp_path / "run", resume=True, evaluate_every=6)
+    assert found.losses == whole.losses
 
 
 def test_without_a_checkpoint_resume_begins_at_the_beginning(
