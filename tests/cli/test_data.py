@@ -99,7 +99,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
         ["{folder}", "--kind", '{{"labels": ["law", "foot"]}}'],
         "line 2: label 'food' is not one of law, foot. Did you mean 'foot'?",
     ),
-    "no model": (["{folder}", "--model", "{folder}/empty"], "No tokenizer of"),
+    "no model": (["{folder}", "--model", "{folder}/empty"], "cannot be loaded as an encoder"),
 }
 
 
