@@ -23,7 +23,6 @@ from rich.console import Console
 
 import adapterx
 from adapterx import Bottleneck, HeadOnly, LoRA
-from adapterx.composition import Composition
 from adapterx.encoders import ENCODER_NAME, load_encoder
 from adapterx.evaluation.measured import Measured, merge
 from adapterx.evaluation.measuring import measure
@@ -45,8 +44,9 @@ class Set:
     Attributes:
         task: Kind of task and its settings.
         train: File of the labels, without its ending.
+        pairs: Languages of which translations are trained on in place of labels.
         tests: By name of the table, the pattern of files and the languages' tags.
-        limit: Training examples used, 0 for all.
+        limit: Training examples used of a file, 0 for all.
         test_limit: Test examples used in a language, 0 for all.
         epochs: Passes over them.
         layers: Where adapters act.
@@ -58,6 +58,7 @@ class Set:
     task: dict[str, Any]
     train: str
     tests: dict[str, tuple[str, str]]
+    pairs: str = ""
     limit: int = 0
     test_limit: int = 0
     epochs: int = 10
@@ -182,6 +183,24 @@ SETS = {
         train="xcopa/en.train",
         tests={"xcopa": ("xcopa/{}.test", "et ht id it qu sw ta th tr vi zh-Hans")},
     ),
+    "retrieval": Set(
+        task={"kind": "retrieval"},
+        train="parallel/en-{}.train",
+        pairs="sw yo zu",
+        tests={
+            "tatoeba": (
+                "tatoeba/{}.test",
+                "sw af am ar az be bg bn br ceb cs cy de el eo es et eu fa fi fo fr fy ga gd gl he "
+                "hi hu hy id is it ja jv ka kab kk km ko ku la lt ml mn mr nds nl nn oc pam pl pt "
+                "ro ru sq ta te th tk tl tr tt ug uk ur uz vi war xh yi yue zh",
+            )
+        },
+        limit=1_000,
+        test_limit=500,
+        epochs=2,
+        rates=(2e-5, 0.0, 1e-3, 1e-3),
+        batch_size=64,
+    ),
 }
 
 
@@ -239,9 +258,13 @@ def run(name: str, method: str, seed: int, data: Path, output: Path) -> None:
     chosen = SETS[name]
     adapter = chosen.method(method)
     task = task_from_json(chosen.task)
-    train = read_records(task, data / f"{chosen.train}.jsonl.gz", language="en")
-    task = task.with_labels(train)
-    train = train[: chosen.limit or None]
+    train: list[Any] = []
+    for tag in chosen.pairs.split() or ["en"]:
+        sides = {"source_column": tag, "target_column": "en"} if chosen.pairs else {}
+        path = data / f"{chosen.train.format(tag)}.jsonl.gz"
+        records = read_records(task_from_json({**chosen.task, **sides}), path, language=tag)
+        task = task.with_labels(records)
+        train += records[: chosen.limit or None]
     suites = {
         table: {
             tag: read_records(
@@ -259,7 +282,8 @@ def run(name: str, method: str, seed: int, data: Path, output: Path) -> None:
     model, tokenizer = load_encoder(
         ENCODER_NAME, head=task.head, labels=task.labels, dtype="float32" if full else "auto"
     )
-    if not full:
+    plain = method == "head only" and task.head == "none"  # there is nothing to train
+    if not full and not plain:
         adapterx.add(model, name, adapter, labels=task.labels or None, problem=task.problem)
     config = TrainingConfig(
         epochs=chosen.epochs,
@@ -269,17 +293,20 @@ def run(name: str, method: str, seed: int, data: Path, output: Path) -> None:
         mixed_precision="bf16" if full else "no",
         seed=seed,
     )
-    result = train_task(model, tokenizer, None if full else name, task, train=train, config=config)
+    active = None if full or plain else name
+    seconds = 0.0
+    if not plain:
+        seconds = train_task(model, tokenizer, active, task, train=train, config=config).seconds
     if full:
         model.to(torch.bfloat16)  # all are tested in the precision that adapters run in
     for table, tests in suites.items():
-        active: Composition | None = None if full else name
+        column = "plain encoder" if plain else method
         measured = measure(
             model,
             tokenizer,
             task,
             tests,
-            {method: dict.fromkeys(tests, active)},
+            {column: dict.fromkeys(tests, active)},
             name=table,
             run=f"seed {seed}",
             source="en",
@@ -287,13 +314,12 @@ def run(name: str, method: str, seed: int, data: Path, output: Path) -> None:
         )
         path = output / table / f"{method}, seed {seed}.json"
         path.parent.mkdir(exist_ok=True)
-        cost = {"training_seconds": result.seconds}
         answered = tuple(
-            dataclasses.replace(one, cost=dataclasses.replace(one.cost, **cost))
+            dataclasses.replace(one, cost=dataclasses.replace(one.cost, training_seconds=seconds))
             for one in measured.answered
         )
         dataclasses.replace(measured, answered=answered).save(path)
-        print(f"{table}, {method}, seed {seed}: {result.seconds:.0f} s", file=sys.stderr)
+        print(f"{table}, {method}, seed {seed}: {seconds:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":
