@@ -8,7 +8,7 @@ from typing import TypeAlias, TypedDict
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from adapterx.activation import activate
 from adapterx.anatomy import anatomy_of, known_families
@@ -18,7 +18,15 @@ from adapterx.composition import choices as choices_of
 from adapterx.errors import BaseModelError, CompositionError, ConfigError, ShapeError
 from adapterx.registry import active_on, heads_of, registry_of, unwrap
 
-__all__ = ["Prediction", "Text", "logits_of", "max_length_of", "predict"]
+__all__ = [
+    "Prediction",
+    "Text",
+    "active_task",
+    "encoded_batches",
+    "logits_of",
+    "max_length_of",
+    "predict",
+]
 
 # One text, or the two parts of a pair.
 Text: TypeAlias = str | tuple[str, str]
@@ -134,24 +142,15 @@ def logits_of(
         ConfigError: If `batch_size` is below 1.
         BaseModelError: If the model gives no class logits.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size} in predict. Set it to 1 or more.")
     inner = unwrap(model)
-    device = next(inner.parameters()).device
-    order = sorted(range(len(texts)), key=lambda index: _length(texts[index]), reverse=True)
     answers: list[Tensor] = [torch.empty(0)] * len(texts)
     training = inner.training
     inner.eval()
     try:
         with torch.inference_mode():
-            for chosen in _batches(order, batch_size, progress):
-                batch = tokenizer(
-                    [texts[index] for index in chosen],
-                    padding=True,
-                    truncation=True,
-                    max_length=max_length_of(tokenizer, inner),
-                    return_tensors="pt",
-                ).to(device)
+            for chosen, batch in encoded_batches(
+                inner, tokenizer, texts, batch_size, progress=progress
+            ):
                 for axis, choice in (rows or {}).items():
                     batch[axis] = [choice[index] for index in chosen]
                 logits = getattr(model(**batch), "logits", None)
@@ -172,6 +171,37 @@ def logits_of(
     return torch.stack(answers) if answers else torch.empty(0, inner.config.num_labels)
 
 
+def encoded_batches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Text],
+    batch_size: int,
+    *,
+    progress: bool = False,
+) -> Iterator[tuple[Sequence[int], BatchEncoding]]:
+    """Yield texts as batches on the model's device, those of like length together.
+
+    Yields:
+        The indices of a batch's texts, and ``input_ids`` and ``attention_mask`` for the model.
+
+    Raises:
+        ConfigError: If `batch_size` is below 1.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}. Set it to 1 or more.")
+    device = next(model.parameters()).device
+    order = sorted(range(len(texts)), key=lambda index: _length(texts[index]), reverse=True)
+    for chosen in _batches(order, batch_size, progress):
+        batch = tokenizer(
+            [texts[index] for index in chosen],
+            padding=True,
+            truncation=True,
+            max_length=max_length_of(tokenizer, model),
+            return_tensors="pt",
+        )
+        yield chosen, batch.to(device)
+
+
 @contextmanager
 def _attached(
     model: nn.Module, lang: str | Sequence[str] | None, task: str | Sequence[str] | None
@@ -184,7 +214,7 @@ def _attached(
         yield known  # nothing asked for, or nothing that rows cannot choose already
         return
     if task is None:
-        task = _active_task(model)
+        task = active_task(model)
     attach(
         model,
         lang=lang if isinstance(lang, str | None) else asked["lang"],
@@ -197,14 +227,19 @@ def _attached(
         activate(model, before)
 
 
-def _active_task(model: nn.Module) -> str | None:
+def active_task(model: nn.Module) -> str | None:
+    """Return the task adapter in what is active, None if there is none.
+
+    Raises:
+        CompositionError: If there are several.
+    """
     active, registry = active_on(model), registry_of(model)
     if active is None or registry is None:
         return None
     tasks = [name for name in names(active) if registry.adapters[name].kind == "task"]
     if len(tasks) > 1:
         raise CompositionError(
-            f"Several tasks are active, {', '.join(tasks)}. Say which: predict(…, task=...)."
+            f"Several tasks are active, {', '.join(tasks)}. Say which: task=...."
         )
     return tasks[0] if tasks else None
 
