@@ -42,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
     "terms": {
         "terms": {"weight": 0.7, "centred": True},
         "config": {"batch_size": 8, "gradient_accumulation": 2},
-        "examples": 60,
+        "examples": 48,
     },
     "full": {"method": "full", "config": {"keep": "last", "gradient_accumulation": 2}},
 }
