@@ -309,7 +309,7 @@ def train(build: Callable[..., Any], tokenizer: Any) -> Callable[..., tuple[Resu
 
     def train(terms: Any = (), *, task: Any = CLASSES, **given: Any) -> tuple[Result, Any]:
         torch.manual_seed(3)
-        model = build(kind="sequence", dropout=0.2)
+        model = build(kind="sequence", dropout=given.pop("dropout", 0.2))
         adapterx.add(model, "t", "seq_bn", labels=LABELS)
         places = {key: given.pop(key) for key in ("folder", "resume", "records") if key in given}
         settings = {"epochs": 2, "batch_size": 10, "learning_rate": 1e-2, "max_length": 16}
@@ -375,6 +375,18 @@ def test_a_run_that_goes_on_ends_in_the_same_bits(
     assert all(torch.equal(trained[name], value) for name, value in expected.items())
     with pytest.raises(ConfigError, match="terms was"):
         train(_all_terms()[:1], folder=tmp_path / "run", resume=True, records=records(), **settings)
+
+
+def test_accumulated_passes_train_as_one(train: Callable[..., Any]) -> None:
+    # One language: with several, each pass has its own.
+    terms = [Consistency(pairs={"sw": PAIRS}, weight=0.5), LanguageAdversary(texts=_texts())]
+    given = {"records": EXAMPLES[:33], "dropout": 0.0}
+    one, model = train(terms, batch_size=20, **given)
+    two, same = train(terms, batch_size=10, gradient_accumulation=2, **given)
+    assert two.losses == pytest.approx(one.losses, abs=1e-5)
+    found = _trained(same)
+    for name, value in _trained(model).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_terms_change_what_is_learnt_and_leave_no_trace(train: Callable[..., Any]) -> None:
