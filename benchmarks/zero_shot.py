@@ -48,6 +48,8 @@ class Set:
         tests: By name of the table, the pattern of files and the languages' tags.
         limit: Training examples used of a file, 0 for all.
         test_limit: Test examples used in a language, 0 for all.
+        spaced: Whether they are taken evenly over the file and not from its beginning: the
+            sentences of treebanks stand in the order of their documents.
         epochs: Passes over them.
         layers: Where adapters act.
         rates: Peak learning rates, in the order of `METHODS`.
@@ -61,11 +63,20 @@ class Set:
     pairs: str = ""
     limit: int = 0
     test_limit: int = 0
+    spaced: bool = False
     epochs: int = 10
     layers: str = "upper third"
     rates: tuple[float, float, float, float] = (5e-5, 1e-2, 1e-3, 2e-3)
     batch_size: int = 32
     label_map: dict[str, str | None] = dataclasses.field(default_factory=dict)
+
+    def some(self, records: list[Any], limit: int) -> list[Any]:
+        """Return at most so many records of a file, 0 for all."""
+        if not limit or limit >= len(records):
+            return records
+        if self.spaced:
+            return [records[number * len(records) // limit] for number in range(limit)]
+        return records[:limit]
 
     def method(self, name: str) -> Any:
         """Return what is added to the model; None trains all of it."""
@@ -140,9 +151,9 @@ SETS = {
                 "bbj bm ee fon ha ig lg luo mos ny pcm rw sn sw tn tw wo xh yo zu",
             ),
         },
-        limit=5_000,
         test_limit=300,
-        epochs=2,
+        spaced=True,
+        epochs=3,
         layers="all",
         rates=(5e-5, 1e-2, 1e-3, 2e-3),
         label_map={"DATE": None},  # in MasakhaNER only
@@ -163,6 +174,7 @@ SETS = {
         },
         limit=5_000,
         test_limit=200,
+        spaced=True,
         epochs=2,
         layers="all",
         rates=(5e-5, 1e-2, 1e-3, 2e-3),
@@ -264,15 +276,18 @@ def run(name: str, method: str, seed: int, data: Path, output: Path) -> None:
         path = data / f"{chosen.train.format(tag)}.jsonl.gz"
         records = read_records(task_from_json({**chosen.task, **sides}), path, language=tag)
         task = task.with_labels(records)
-        train += records[: chosen.limit or None]
+        train += chosen.some(records, chosen.limit)
     suites = {
         table: {
-            tag: read_records(
-                task,
-                data / f"{pattern.format(tag)}.jsonl.gz",
-                language=tag,
-                label_map=chosen.label_map,
-            )[: chosen.test_limit or None]
+            tag: chosen.some(
+                read_records(
+                    task,
+                    data / f"{pattern.format(tag)}.jsonl.gz",
+                    language=tag,
+                    label_map=chosen.label_map,
+                ),
+                chosen.test_limit,
+            )
             for tag in languages.split()
         }
         for table, (pattern, languages) in chosen.tests.items()
