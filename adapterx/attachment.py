@@ -39,7 +39,7 @@ from adapterx.store.hub import is_repo_id
 from adapterx.store.local import adapters_folder, find, stored
 from adapterx.store.setup import SETUP
 
-__all__ = ["attach"]
+__all__ = ["attach", "means_of"]
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -179,7 +179,7 @@ def _centred(
     task: Adapter, part: Composition, tag: str | None, centring: Literal["own", "neutral", "none"]
 ) -> Composition:
     """Return a task as its head shall read a language that it stands on by `part`."""
-    known = _means(task)
+    known = means_of(task)
     if centring == "none" or not known or tag == task.language:
         return task.name
     if tag is not None and tag in known:
@@ -201,8 +201,11 @@ def _key(name: str, other: str) -> str:
     return name if is_name(name) else other
 
 
-def _means(task: Adapter) -> Mapping[str, JsonValue]:
-    """Return what a task stood on when the mean of each language was measured, by tag."""
+def means_of(task: Adapter) -> Mapping[str, JsonValue]:
+    """Return what a task stood on when the mean of each language was measured, by tag.
+
+    The mean of what it was trained on is `adapterx.centring.SOURCE`.
+    """
     known = task.facts.get("centring")
     return known if isinstance(known, Mapping) else {}
 
@@ -251,7 +254,7 @@ class _Finder:
                 adapter = self.adapter(name, "language")
             except UnknownNameError:
                 if not bare and not any(
-                    _is_tag(name, tag) for head in heads for tag in (head.language, *_means(head))
+                    _is_tag(name, tag) for head in heads for tag in (head.language, *means_of(head))
                 ):
                     raise
                 tag = standard_tag(name)

@@ -8,7 +8,7 @@ from typing import TypeAlias, TypedDict
 
 import torch
 from torch import Tensor, nn
-from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adapterx.activation import activate
 from adapterx.anatomy import anatomy_of, known_families
@@ -18,15 +18,7 @@ from adapterx.composition import choices as choices_of
 from adapterx.errors import BaseModelError, CompositionError, ConfigError, ShapeError
 from adapterx.registry import active_on, heads_of, registry_of, unwrap
 
-__all__ = [
-    "Prediction",
-    "Text",
-    "active_task",
-    "encoded_batches",
-    "logits_of",
-    "max_length_of",
-    "predict",
-]
+__all__ = ["Prediction", "Text", "active_task", "logits_of", "max_length_of", "predict"]
 
 # One text, or the two parts of a pair.
 Text: TypeAlias = str | tuple[str, str]
@@ -142,15 +134,24 @@ def logits_of(
         ConfigError: If `batch_size` is below 1.
         BaseModelError: If the model gives no class logits.
     """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size} in predict. Set it to 1 or more.")
     inner = unwrap(model)
+    device = next(inner.parameters()).device
+    order = sorted(range(len(texts)), key=lambda index: _length(texts[index]), reverse=True)
     answers: list[Tensor] = [torch.empty(0)] * len(texts)
     training = inner.training
     inner.eval()
     try:
         with torch.inference_mode():
-            for chosen, batch in encoded_batches(
-                inner, tokenizer, texts, batch_size, progress=progress
-            ):
+            for chosen in _batches(order, batch_size, progress):
+                batch = tokenizer(
+                    [texts[index] for index in chosen],
+                    padding=True,
+                    truncation=True,
+                    max_length=max_length_of(tokenizer, inner),
+                    return_tensors="pt",
+                ).to(device)
                 for axis, choice in (rows or {}).items():
                     batch[axis] = [choice[index] for index in chosen]
                 logits = getattr(model(**batch), "logits", None)
@@ -169,37 +170,6 @@ def logits_of(
     finally:
         inner.train(training)
     return torch.stack(answers) if answers else torch.empty(0, inner.config.num_labels)
-
-
-def encoded_batches(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[Text],
-    batch_size: int,
-    *,
-    progress: bool = False,
-) -> Iterator[tuple[Sequence[int], BatchEncoding]]:
-    """Yield texts as batches on the model's device, those of like length together.
-
-    Yields:
-        The indices of a batch's texts, and ``input_ids`` and ``attention_mask`` for the model.
-
-    Raises:
-        ConfigError: If `batch_size` is below 1.
-    """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}. Set it to 1 or more.")
-    device = next(model.parameters()).device
-    order = sorted(range(len(texts)), key=lambda index: _length(texts[index]), reverse=True)
-    for chosen in _batches(order, batch_size, progress):
-        batch = tokenizer(
-            [texts[index] for index in chosen],
-            padding=True,
-            truncation=True,
-            max_length=max_length_of(tokenizer, model),
-            return_tensors="pt",
-        )
-        yield chosen, batch.to(device)
 
 
 @contextmanager

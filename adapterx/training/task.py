@@ -117,7 +117,7 @@ def train_task(
     if name is not None and heads is not None and name in heads.names():
         few = sample(train, _MEAN_OF)
         languages = languages_of(few, languages=config.languages, known=known)
-        with reading(model, tokenizer.all_special_ids) as mean:
+        with reading(model, tokenizer) as mean:
             answers(task, model, tokenizer, few, languages=languages)
         below = Stack(compose or name)
         under = Stack(*below.children[:-1]) if below.children[-1] == name else below
