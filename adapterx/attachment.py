@@ -80,7 +80,7 @@ def attach(
             task alone.
         centring: ``"own"`` where the language's mean is known; ``"neutral"`` in other languages
             too, there by taking away the direction in which the means known differ most (Yang et
-            al., 2021, https://arxiv.org/abs/2109.04869); or ``"none"``.
+            al., 2021, https://arxiv.org/abs/2109.04727); or ``"none"``.
 
     Returns:
         `model`, with the composition active; on any error it is as it was.

@@ -2,7 +2,7 @@
 
 The vectors of a language lie around a mean of their own (language neutrality by centring:
 Libovický et al., 2020, https://arxiv.org/abs/2004.05160); along few directions these means differ
-most (Yang et al., 2021, https://arxiv.org/abs/2109.04869). The means are kept here by task and
+most (Yang et al., 2021, https://arxiv.org/abs/2109.04727). The means are kept here by task and
 language; a hook in front of the head that stands adds each row's offset.
 """
 

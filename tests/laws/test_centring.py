@@ -12,6 +12,7 @@ from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceCl
 
 import adapterx
 from adapterx import Centred, PerExample, Stack
+from adapterx.attachment import means_of
 from adapterx.centring import SOURCE
 from adapterx.errors import (
     AdapterError,
@@ -22,8 +23,11 @@ from adapterx.errors import (
     FormatError,
     UnknownNameError,
 )
-from adapterx.neutrality import keep_mean, reading
+from adapterx.neutrality import reading
 from adapterx.registry import heads_of, registry_of
+from adapterx.tasks.classification import Example, TextClassification
+from adapterx.training.config import TrainingConfig
+from adapterx.training.task import train_task
 
 TEXTS = [f"w{i} w{i + 1} w{3 * i} w{2 * i}"[: 3 + 4 * (i % 3)] for i in range(1, 25)]
 
@@ -380,12 +384,22 @@ def test_damaged_means_are_refused_and_the_model_stays(centred, build, tmp_path,
     assert registry_of(model) is None
 
 
-def test_training_centres_nothing_and_keeps_the_mean_of_its_own_records(
-    centred, build, close
-) -> None:
-    """`keep_mean` under the task's own language is what training measures."""
-    mean = torch.ones(32)
-    keep_mean(centred, "task", "en", mean, under=Stack())
-    means = heads_of(centred).offsets.means("task")
-    assert torch.equal(means[SOURCE], mean)
-    assert torch.equal(means["en"], mean)
+def test_training_measures_the_mean_of_its_own_records(build, close, tokenizer) -> None:
+    model = build("bert", "sequence", labels=2)
+    adapterx.add(model, "sw", "seq_bn", kind="language")
+    adapterx.add(model, "task", "lora", labels=["a", "b"], language="en")
+    task = TextClassification(labels=("a", "b"))
+    records = [Example(text, None, "ab"[len(text) % 2], "en") for text in TEXTS]
+    config = TrainingConfig(epochs=2, batch_size=6, learning_rate=1e-2)
+    train_task(
+        model, tokenizer, "task", task, train=records, compose="Stack(sw, task)", config=config
+    )
+    means = heads_of(model).offsets.means("task")
+    assert set(means) == {SOURCE}
+    assert means_of(registry_of(model).adapters["task"]) == {SOURCE: "Stack(sw)"}
+    adapterx.activate(model, Stack("sw", "task"))
+    read = [_read(model, dict(tokenizer([text], return_tensors="pt")))[:, 0] for text in TEXTS]
+    assert close(means[SOURCE], torch.cat(read).mean(0))
+    adapterx.centre(model, tokenizer, TEXTS, lang="sw", task="task")
+    adapterx.attach(model, lang="sw", task="task")
+    assert registry_of(model).active == Stack("sw", Centred("task", "sw"))
