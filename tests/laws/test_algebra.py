@@ -248,6 +248,12 @@ NESTED: dict[str, tuple[str, str, Any, Any]] = {
         lambda d: {"side": d, "of": "decoder"},
         lambda c: Side(c, "decoder"),
     ),
+    "centred": (
+        "Centred(",
+        ", sw)",
+        lambda d: {"centred": d, "for": "sw"},
+        lambda c: Centred(c, "sw"),
+    ),
 }
 
 
