@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -11,7 +12,9 @@ from torch import nn
 from adapterx.activation import activate
 from adapterx.composition import (
     Axis,
+    Centred,
     Composition,
+    JsonValue,
     PerExample,
     Scale,
     Side,
@@ -36,7 +39,7 @@ from adapterx.store.hub import is_repo_id
 from adapterx.store.local import adapters_folder, find, stored
 from adapterx.store.setup import SETUP
 
-__all__ = ["attach"]
+__all__ = ["attach", "means_of"]
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -51,12 +54,14 @@ def attach(
     store: str | Path | None = None,
     revision: str | None = None,
     fallback: Literal["error", "none"] = "error",
+    centring: Literal["own", "neutral", "none"] = "own",
 ) -> _Model:
     """Make a model answer a task in a language: find both adapters, stack and activate them.
 
     Each is looked for on the model, then in the local store, then (``"user/repo"``) on the Hub.
     The task is stacked on the language, at the strength the language adapter was saved with. The
-    language of a task's own labels needs no adapter; if there is one, it is used.
+    language of a task's own labels needs no adapter; if there is one, it is used. Where the task
+    knows the language's mean (`adapterx.centre`), its head reads the language centred.
 
     With a list of languages, or of tasks, every row of a batch chooses: ``attach(model,
     lang=["sw", "yo", "en"], task="nli")`` and then ``model(**batch, lang=["yo", "sw", ...])``.
@@ -73,6 +78,9 @@ def attach(
         revision: Branch, tag or commit on the Hub.
         fallback: What to do where a language has no adapter: ``"error"``, or ``"none"``, the
             task alone.
+        centring: ``"own"`` where the language's mean is known; ``"neutral"`` in other languages
+            too, there by taking away the direction in which the means known differ most (Yang et
+            al., 2021, https://arxiv.org/abs/2109.04727); or ``"none"``.
 
     Returns:
         `model`, with the composition active; on any error it is as it was.
@@ -88,6 +96,8 @@ def attach(
         raise ConfigError("attach needs lang or task (or both), or compose alone.")
     if fallback not in ("error", "none"):
         raise ConfigError(f"fallback is {fallback!r} in attach. Use 'error' or 'none'.")
+    if centring not in ("own", "neutral", "none"):
+        raise ConfigError(f"centring is {centring!r} in attach. Use 'own', 'neutral' or 'none'.")
     before = set(_attached(model))
     found = _Finder(model, store, revision)
     if target is not None and not _is_encoder_decoder(model):
@@ -107,14 +117,28 @@ def attach(
                 _key(name, head.name): head.name for name, head in zip(asked, heads, strict=True)
             }
             bare = fallback == "none" and bool(heads)
-            parts = [
-                found.languages(lang, "lang", heads, bare),
-                found.languages(target, "target", heads, bare),
-                _chosen(task, tasks, "task"),
+            read = found.languages(lang, "lang", heads, bare)
+            written = found.languages(target, "target", heads, bare)
+            sides = [
+                _chosen(lang, {key: part for key, (part, _) in read.items()}, "lang"),
+                _chosen(target, {key: part for key, (part, _) in written.items()}, "target"),
             ]
+
+            def answer(part: Composition, tag: str | None) -> Composition:
+                answers = {
+                    key: _centred(head, part, tag, centring)
+                    for key, head in zip(tasks, heads, strict=True)
+                }
+                return _chosen(task, answers, "task")
+
+            answers = {key: answer(part, tag) for key, (part, tag) in read.items()}
+            if len(set(answers.values())) < 2:  # no language differs
+                answering = next(iter(answers.values()), answer(Stack(), None))
+            else:
+                answering = _chosen(lang, answers, "lang")
             if target is not None:
-                parts[:2] = [Side(parts[0], "encoder"), Side(parts[1], "decoder")]
-            stack = Stack(*parts)
+                sides = [Side(sides[0], "encoder"), Side(sides[1], "decoder")]
+            stack = Stack(*sides, answering)
             composition = stack.children[0] if len(stack.children) == 1 else stack
         return activate(model, composition)
     except AdapterError:
@@ -151,9 +175,39 @@ def _chosen(
     return next(iter(parts.values())) if isinstance(value, str) else PerExample(parts, by=axis)
 
 
+def _centred(
+    task: Adapter, part: Composition, tag: str | None, centring: Literal["own", "neutral", "none"]
+) -> Composition:
+    """Return a task as its head shall read a language that it stands on by `part`."""
+    known = means_of(task)
+    if centring == "none" or not known or tag == task.language:
+        return task.name
+    if tag is not None and tag in known:
+        under = str(Stack(part))
+        if known[tag] == under:
+            return Centred(task.name, tag)
+        warnings.warn(
+            f"The mean of {tag} for {task.name!r} was measured on {known[tag]}, and now {under} "
+            "acts: it is left out. Measure it again: adapterx.centre(model, tokenizer, texts, "
+            f"lang={tag!r}, task={task.name!r}).",
+            stacklevel=3,
+        )
+        return task.name
+    return Centred(task.name) if centring == "neutral" else task.name
+
+
 def _key(name: str, other: str) -> str:
     """Return what rows are named: as here, but a folder or a repository by what is in it."""
     return name if is_name(name) else other
+
+
+def means_of(task: Adapter) -> Mapping[str, JsonValue]:
+    """Return what a task stood on when the mean of each language was measured, by tag.
+
+    The mean of what it was trained on is `adapterx.centring.SOURCE`.
+    """
+    known = task.facts.get("centring")
+    return known if isinstance(known, Mapping) else {}
 
 
 def _is_tag(language: str, tag: str | None) -> bool:
@@ -184,28 +238,32 @@ class _Finder:
         axis: Axis,
         heads: Sequence[Adapter],
         bare: bool,
-    ) -> Composition:
-        """Return what acts for a language, or for each of several by the row.
+    ) -> dict[str, tuple[Composition, str | None]]:
+        """Return what acts for a language, or for each of several, and its tag, by rows' name.
 
         Args:
             value: What `attach` was given.
             axis: By what rows choose.
-            heads: The tasks; the languages of their labels need no adapter.
+            heads: The tasks; the languages of their labels, and those they know the mean of,
+                need no adapter.
             bare: Whether no other language needs one either.
         """
-        parts: dict[str, Composition] = {}
+        parts: dict[str, tuple[Composition, str | None]] = {}
         for name in _listed(value, axis):
             try:
                 adapter = self.adapter(name, "language")
             except UnknownNameError:
-                if not bare and not any(_is_tag(name, head.language) for head in heads):
+                if not bare and not any(
+                    _is_tag(name, tag) for head in heads for tag in (head.language, *means_of(head))
+                ):
                     raise
-                parts[_key(name, standard_tag(name))] = Stack()
+                tag = standard_tag(name)
+                parts[_key(name, tag)] = Stack(), tag
             else:
                 full = adapter.strength == 1
                 part = adapter.name if full else Scale(adapter.name, adapter.strength)
-                parts[_key(name, adapter.name)] = part
-        return _chosen(value, parts, axis)
+                parts[_key(name, adapter.name)] = part, adapter.language
+        return parts
 
     def adapter(self, name: str, kind: Kind | None) -> Adapter:
         """Return the adapter, loaded onto the model if it is not there yet."""

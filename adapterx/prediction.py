@@ -18,7 +18,7 @@ from adapterx.composition import choices as choices_of
 from adapterx.errors import BaseModelError, CompositionError, ConfigError, ShapeError
 from adapterx.registry import active_on, heads_of, registry_of, unwrap
 
-__all__ = ["Prediction", "Text", "logits_of", "max_length_of", "predict"]
+__all__ = ["Prediction", "Text", "active_task", "logits_of", "max_length_of", "predict"]
 
 # One text, or the two parts of a pair.
 Text: TypeAlias = str | tuple[str, str]
@@ -184,7 +184,7 @@ def _attached(
         yield known  # nothing asked for, or nothing that rows cannot choose already
         return
     if task is None:
-        task = _active_task(model)
+        task = active_task(model)
     attach(
         model,
         lang=lang if isinstance(lang, str | None) else asked["lang"],
@@ -197,14 +197,19 @@ def _attached(
         activate(model, before)
 
 
-def _active_task(model: nn.Module) -> str | None:
+def active_task(model: nn.Module) -> str | None:
+    """Return the task adapter in what is active, None if there is none.
+
+    Raises:
+        CompositionError: If there are several.
+    """
     active, registry = active_on(model), registry_of(model)
     if active is None or registry is None:
         return None
     tasks = [name for name in names(active) if registry.adapters[name].kind == "task"]
     if len(tasks) > 1:
         raise CompositionError(
-            f"Several tasks are active, {', '.join(tasks)}. Say which: predict(…, task=...)."
+            f"Several tasks are active, {', '.join(tasks)}. Say which: task=...."
         )
     return tasks[0] if tasks else None
 

@@ -45,7 +45,7 @@ KEYS: dict[str, Any] = {
     "task": None,
     "test": None,
     "languages": [],
-    "columns": ["task", "own", "source", "averaged", "shuffled"],
+    "columns": ["task", "own", "centred", "source", "averaged", "shuffled"],
     "against": None,
     "merge": [],
     "seen": None,

@@ -14,12 +14,22 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from adapterx import __version__
-from adapterx.cli import adapters, data, demo, embedding, evaluation, families, training, using
+from adapterx.cli import (
+    adapters,
+    centring,
+    data,
+    demo,
+    embedding,
+    evaluation,
+    families,
+    training,
+    using,
+)
 from adapterx.errors import AdapterError, near_match
 
 __all__ = ["main"]
 
-_GROUPS: Final = (demo, data, training, evaluation, using, embedding, adapters, families)
+_GROUPS: Final = (demo, data, training, evaluation, using, centring, embedding, adapters, families)
 
 
 class _AskedWronglyError(AdapterError):

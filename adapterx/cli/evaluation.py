@@ -13,7 +13,7 @@ from adapterx.errors import ConfigError
 
 __all__ = ["add_verbs"]
 
-_COLUMNS: Final = ("task", "own")
+_COLUMNS: Final = ("task", "own", "centred")
 
 
 def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -55,7 +55,7 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "--columns",
         nargs="+",
-        help="of task, own, source, averaged and shuffled; the first two unless given",
+        help="of task, own, centred, source, averaged and shuffled; the first three unless given",
     )
     evaluate.add_argument("--controls", action="store_true", help="all columns")
     evaluate.add_argument("--against", help="column the others are compared with; the first")

@@ -10,8 +10,18 @@ import numpy as np
 from torch import nn
 
 from adapterx.activation import activate
-from adapterx.attachment import attach
-from adapterx.composition import Average, Composition, Scale, Stack
+from adapterx.attachment import attach, means_of
+from adapterx.centring import SOURCE
+from adapterx.composition import (
+    Average,
+    Centred,
+    Composition,
+    Scale,
+    Stack,
+    choices,
+    names,
+    parse,
+)
 from adapterx.errors import BaseModelError, ConfigError, UnknownNameError, near_match
 from adapterx.registry import Adapter, active_on, heads_of, registry_of
 from adapterx.tasks import task_from_json
@@ -23,6 +33,8 @@ __all__ = ["COLUMNS", "attach_task", "columns_of"]
 COLUMNS: Final[Mapping[str, str]] = {
     "task": "the task adapter alone",
     "own": "the task adapter on the language's own adapter, at the strength it was saved with",
+    "centred": "as it answers by default: on the language's own adapter, if it has one, the head "
+    "reading the language around its mean (adapterx centre)",
     "source": "on the adapter of the language that had labels, for every language",
     "averaged": "on the mean of what all language adapters do, for every language",
     "shuffled": "on the adapter of another language, drawn so that none keeps its own",
@@ -94,8 +106,10 @@ def columns_of(
                 f"{near_match(column, COLUMNS)}"
             )
     registry = registry_of(model)
-    source = None if registry is None else registry.require(task).language
-    attached = {} if registry is None else registry.adapters
+    if registry is None:
+        raise UnknownNameError(f"No adapter {task!r} is attached: the model has none.")
+    adapter, attached = registry.require(task), registry.adapters
+    source = adapter.language
     own = {
         adapter.language: adapter
         for adapter in attached.values()
@@ -111,11 +125,12 @@ def columns_of(
             for tag, other in _shuffled([tag for tag in languages if tag in own], seed).items()
         },
     }
-    return {
-        column: {tag: _stack(part, task) for tag, part in parts[column].items()}
-        for column in columns
-        if parts[column]
+    found = {
+        column: {tag: _stack(part, task) for tag, part in by_tag.items()}
+        for column, by_tag in parts.items()
     }
+    found["centred"] = _centred(adapter, languages, attached)
+    return {column: found[column] for column in columns if found[column]}
 
 
 def _part(adapter: Adapter) -> Composition:
@@ -129,9 +144,28 @@ def _mean(adapters: Sequence[Adapter]) -> Composition:
     return Average(*map(_part, adapters), over="outputs")
 
 
-def _stack(part: Composition, task: str) -> Composition:
+def _stack(part: Composition, task: Composition) -> Composition:
     stack = Stack(part, task)
     return task if len(stack.children) == 1 else stack
+
+
+def _centred(
+    task: Adapter, languages: Collection[str], attached: Collection[str]
+) -> dict[str, Composition]:
+    """Return what a task stood on when each language's mean was measured, and it centred."""
+    known = means_of(task)
+    below = {tag: parse(str(known[tag])) for tag in languages if tag in known}
+    found = {
+        tag: _stack(part, Centred(task.name, tag))
+        for tag, part in below.items()
+        if set(names(part)) <= set(attached)
+    }
+    # The source needs no centring; it stands there to be compared.
+    if found and task.language is not None and task.language in languages:
+        source = parse(str(known[SOURCE]))
+        if set(names(source)) <= set(attached) and not choices(source):
+            found[task.language] = _stack(source, task.name)
+    return found
 
 
 def _shuffled(tags: Sequence[str], seed: int) -> dict[str, str]:
