@@ -65,7 +65,7 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> JsonValue:
-    settings = read_settings(options, required=("model", "task", "train"))
+    settings = read_settings(options, required=("task", "train"))
     config, name = settings.config, settings.task
 
     from accelerate.utils import set_seed

@@ -330,7 +330,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     "no verb": ("", ["VERB", "See: adapterx --help"]),
     "unknown verb": ("trian", ["no verb 'trian'. Did you mean 'train'?", "See: adapterx --help"]),
     "far verb": ("xyzzy", ["no verb 'xyzzy'. See: adapterx --help"]),
-    "missing arguments": ("train", ["model, task, train are not set.", "--model, --task, --train"]),
+    "missing arguments": ("train", ["task, train are not set.", "--task, --train"]),
     "missing adapter": ("show", ["required: adapter. See: adapterx show --help"]),
     "missing repository": ("push topics", ["USER/REPO"]),
     "unknown option": (f"{PREDICT} --langs sw w1", ["unrecognized arguments: --langs"]),
