@@ -24,6 +24,7 @@ from adapterx.composition import (
 )
 from adapterx.errors import BaseModelError, ConfigError, UnknownNameError, near_match
 from adapterx.registry import Adapter, active_on, heads_of, registry_of
+from adapterx.relatives import distances
 from adapterx.tasks import task_from_json
 from adapterx.tasks.task import Task
 
@@ -37,6 +38,7 @@ COLUMNS: Final[Mapping[str, str]] = {
     "reading the language around its mean (adapterx centre)",
     "source": "on the adapter of the language that had labels, for every language",
     "averaged": "on the mean of what all language adapters do, for every language",
+    "nearest": "on the adapter of the nearest other language, by descent and place",
     "shuffled": "on the adapter of another language, drawn so that none keeps its own",
 }
 
@@ -120,6 +122,7 @@ def columns_of(
         "own": {tag: _part(own[tag]) for tag in languages if tag in own},
         "source": {tag: _part(own[source]) for tag in languages if source in own},
         "averaged": {tag: _mean(list(own.values())) for tag in languages if own},
+        "nearest": _nearest(languages, own, source) if "nearest" in columns else {},
         "shuffled": {
             tag: _part(own[other])
             for tag, other in _shuffled([tag for tag in languages if tag in own], seed).items()
@@ -165,6 +168,19 @@ def _centred(
         source = parse(str(known[SOURCE]))
         if set(names(source)) <= set(attached) and not choices(source):
             found[task.language] = _stack(source, task.name)
+    return found
+
+
+def _nearest(
+    languages: Collection[str], own: Mapping[str, Adapter], source: str | None
+) -> dict[str, Composition]:
+    """Return for each language but the source the adapter it would get if it had none."""
+    found: dict[str, Composition] = {}
+    for tag in languages:
+        others = own.keys() - {tag}
+        near = distances(tag, others) if others and tag != source else {}
+        if near:
+            found[tag] = _part(own[next(iter(near))])
     return found
 
 
