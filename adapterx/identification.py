@@ -38,7 +38,8 @@ class Verdict(NamedTuple):
 def identify(texts: Sequence[str]) -> list[Verdict]:
     """Say which language each text is in.
 
-    Some 160 languages are known. One that is not, is taken for another one, often with confidence.
+    Some 160 languages are known. One that is not is taken for another one or for none. Of a few
+    words nothing is known.
 
     Raises:
         ConfigError: If the library is not installed.
@@ -54,7 +55,7 @@ def identify(texts: Sequence[str]) -> list[Verdict]:
     for text in texts:
         # It refuses characters that are no text.
         plain = "".join(c if c.isprintable() else " " for c in text)
-        _, _, (best, *_) = pycld2.detect(plain.encode("utf-8", "ignore"), bestEffort=True)
+        _, _, (best, *_) = pycld2.detect(plain.encode("utf-8", "ignore"))
         known = best[1] not in ("un", "xxx")
         verdicts.append(
             Verdict(standard_tag(best[1]), best[2] / 100) if known else Verdict(None, 0.0)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import langcodes
 import numpy as np
@@ -21,6 +21,7 @@ from adapterx.errors import ConfigError, UnknownNameError
 
 __all__ = ["distances", "softmax_weights"]
 
+_Vectors: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
 # Membership in families, and distances to points as shares of half the globe.
 _FILES: Final = ("family_features.npz", "geocoord_features.npz")
 # URIEL knows members where a tag names a group of languages.
@@ -45,22 +46,24 @@ def distances(tag: str, others: Collection[str]) -> dict[str, float]:
         ConfigError: If the library is not installed.
         UnknownNameError: If URIEL does not know the language.
     """
-    families, places = _knowledge(tuple(sorted({tag, *others})))
-    if tag not in families or tag not in places:
+    families, places = _knowledge()
+    codes = {one: _code(one) for one in {tag, *others}}
+    codes = {one: code for one, code in codes.items() if code in families and code in places}
+    if tag not in codes:
         raise UnknownNameError(
             f"URIEL knows nothing of {tag!r}, so no language is near it. Name an adapter yourself: "
             "lang=..., or compose=...."
         )
+    here = codes.pop(tag) if tag not in others else codes[tag]
     found = {
         other: (
             1
-            - _cosine(families[tag], families[other])
+            - _cosine(families[here], families[code])
             # What is nearest to one of the points in line with both shows their own distance.
-            + float(np.abs(places[tag] - places[other]).max())
+            + float(np.abs(places[here] - places[code]).max())
         )
         / 2
-        for other in others
-        if other in families and other in places
+        for other, code in codes.items()
     }
     return dict(sorted(found.items(), key=lambda item: (item[1], item[0])))
 
@@ -77,9 +80,9 @@ def softmax_weights(found: Mapping[str, float], *, temperature: float = 0.1) -> 
     return {tag: round(value / sum(raw.values()), 3) for tag, value in raw.items()}
 
 
-@lru_cache(maxsize=64)
-def _knowledge(tags: tuple[str, ...]) -> list[Mapping[str, np.ndarray[Any, Any]]]:
-    """Return the families and the places of languages, as vectors."""
+@lru_cache(maxsize=1)
+def _knowledge() -> tuple[_Vectors, _Vectors]:
+    """Return the families and the places of all languages, by ISO 639-3 code."""
     spec = importlib.util.find_spec("urielplus")
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
@@ -88,14 +91,12 @@ def _knowledge(tags: tuple[str, ...]) -> list[Mapping[str, np.ndarray[Any, Any]]
         )
     # Its data alone: importing it would copy files about and set up logging.
     folder = Path(spec.submodule_search_locations[0]) / "database" / "original_uriel"
-    codes = {tag: _code(tag) for tag in tags}
-    kinds: list[Mapping[str, np.ndarray[Any, Any]]] = []
-    for name in _FILES:
-        with np.load(folder / name, allow_pickle=False) as file:
-            rows = {code: row for row, code in enumerate(file["langs"].tolist())}
-            data = file["data"][:, :, 0]
-        kinds.append({tag: data[rows[code]] for tag, code in codes.items() if code in rows})
-    return kinds
+    families, places = (
+        dict(zip(file["langs"].tolist(), file["data"][:, :, 0], strict=True))
+        for file in (np.load(folder / name, allow_pickle=False) for name in _FILES)
+    )
+    # Members are 1 and all others 0: a quarter of the memory.
+    return {code: row.astype(bool) for code, row in families.items()}, places
 
 
 def _code(tag: str) -> str:
@@ -108,5 +109,5 @@ def _code(tag: str) -> str:
 
 
 def _cosine(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
-    size = float(np.linalg.norm(one) * np.linalg.norm(other))
-    return float(one @ other) / size if size else 0.0
+    size = math.sqrt(one.sum() * other.sum())
+    return float((one & other).sum()) / size if size else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -100,6 +101,7 @@ def columns_of(
         ConfigError: If a column is unknown.
         UnknownNameError: If the task is not attached.
     """
+    asked = columns is not None
     columns = tuple(COLUMNS) if columns is None else columns
     for column in columns:
         if column not in COLUMNS:
@@ -122,7 +124,7 @@ def columns_of(
         "own": {tag: _part(own[tag]) for tag in languages if tag in own},
         "source": {tag: _part(own[source]) for tag in languages if source in own},
         "averaged": {tag: _mean(list(own.values())) for tag in languages if own},
-        "nearest": _nearest(languages, own, source) if "nearest" in columns else {},
+        "nearest": _nearest(languages, own, source, asked) if "nearest" in columns else {},
         "shuffled": {
             tag: _part(own[other])
             for tag, other in _shuffled([tag for tag in languages if tag in own], seed).items()
@@ -172,15 +174,21 @@ def _centred(
 
 
 def _nearest(
-    languages: Collection[str], own: Mapping[str, Adapter], source: str | None
+    languages: Collection[str], own: Mapping[str, Adapter], source: str | None, asked: bool
 ) -> dict[str, Composition]:
-    """Return for each language but the source the adapter it would get if it had none."""
+    """Return for each language but the source the adapter it would get if it had none.
+
+    Nothing if the library that knows is not installed and the column was not asked for by name.
+    """
     found: dict[str, Composition] = {}
-    for tag in languages:
-        others = own.keys() - {tag}
-        near = distances(tag, others) if others and tag != source else {}
-        if near:
-            found[tag] = _part(own[next(iter(near))])
+    try:
+        for tag in set(languages) - {source}:
+            with suppress(UnknownNameError):  # a language of which nothing is known
+                for nearest in list(distances(tag, own.keys() - {tag}))[:1]:
+                    found[tag] = _part(own[nearest])
+    except ConfigError:
+        if asked:
+            raise
     return found
 
 
