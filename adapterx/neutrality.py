@@ -16,6 +16,7 @@ from adapterx.attachment import attach
 from adapterx.centring import SOURCE
 from adapterx.composition import Stack
 from adapterx.errors import BaseModelError, CompositionError, ConfigError, DataError
+from adapterx.identification import check_language
 from adapterx.languages import standard_tag
 from adapterx.prediction import active_task
 from adapterx.registry import Registry, active_on, heads_of, registry_of, unwrap
@@ -160,9 +161,11 @@ def centre(
         kind = task_from_json(registry.adapters[name].facts.get("task", {}), labels)
         rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
         records = [kind.ask(*row) for row in rows]
+        tag = _tag(registry, lang)
+        check_language([" ".join(row) for row in rows], tag, "What centre was given")
         with reading(model, tokenizer) as mean:
             kind.predict(model, tokenizer, records, batch_size=batch_size)
-    keep_mean(model, name, _tag(registry, lang), mean.value, under=Stack(*below))
+    keep_mean(model, name, tag, mean.value, under=Stack(*below))
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,15 +30,19 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
         allow_abbrev=False,
     )
     _add_common(predict)
-    predict.add_argument("--lang", help="language whose adapter goes under the task")
+    predict.add_argument(
+        "--lang",
+        help="language whose adapter goes under the task; auto: as each text is told to be",
+    )
     predict.add_argument(
         "--compose", help="a composition in place of --lang, e.g. 'Stack(sw, topics)'"
     )
     predict.add_argument(
         "--fallback",
         default="error",
-        choices=["error", "none"],
-        help="none: the task alone where the language has no adapter",
+        choices=["error", "none", "nearest", "average"],
+        help="where the language has no adapter: the task alone, on the nearest language's, or on "
+        "the mean of the three nearest",
     )
     predict.add_argument("--file", type=Path, help="a file of texts, one a line")
     predict.add_argument(
@@ -112,6 +117,7 @@ def _predict(options: argparse.Namespace) -> JsonValue:
         raise ConfigError("Both lang and compose given. Give one of them.")
 
     import adapterx
+    from adapterx.prediction import identified
     from adapterx.tasks import task_from_json
 
     card = _card(options.task, options.store)
@@ -121,22 +127,42 @@ def _predict(options: argparse.Namespace) -> JsonValue:
     task = task_from_json(card.facts.get("task", unsaid), labels)
     records = [task.ask(*row) for row in rows]
     model, tokenizer = load_for_task(options)
-    if options.compose:
+    languages: list[Any] = [options.lang] * len(rows)
+    if options.lang == "auto" or options.compose:
         adapterx.attach(model, task=options.task, store=options.store)
-        adapterx.attach(model, compose=options.compose, store=options.store)
-    else:
-        adapterx.attach(
-            model,
-            lang=options.lang,
-            task=options.task,
-            store=options.store,
-            fallback=options.fallback,
-        )
-    answers = task.tell(model, tokenizer, records)
+    if options.lang == "auto":
+        texts = [" ".join(row) for row in rows]
+        languages = identified(model, texts, store=options.store)
+    answers: list[Any] = [None] * len(rows)
+    compositions: dict[str, str | None] = {}
+    for language in dict.fromkeys(languages):
+        if options.compose:
+            adapterx.attach(model, compose=options.compose, store=options.store)
+        else:
+            adapterx.attach(
+                model,
+                lang=language,
+                task=options.task,
+                store=options.store,
+                fallback=options.fallback,
+            )
+        compositions[language] = adapterx.summary(model).active
+        chosen = [at for at, each in enumerate(languages) if each == language]
+        told = task.tell(model, tokenizer, [records[at] for at in chosen])
+        for at, answer in zip(chosen, told, strict=True):
+            answers[at] = answer
+    if options.lang == "auto":
+        answers = [
+            {**answer, "language": language, "composition": compositions[language]}
+            for answer, language in zip(answers, languages, strict=True)
+        ]
     if not options.json:
         _print(rows, answers)
+        if options.lang == "auto" or options.fallback in ("nearest", "average"):
+            for language, composition in compositions.items():
+                print(f"{language}: {composition}", file=sys.stderr)
     return {
-        "composition": adapterx.summary(model).active,
+        "composition": adapterx.summary(model).active if len(compositions) == 1 else None,
         "predictions": [
             {"text": list(row) if len(row) > 1 else row[0], **answer}
             for row, answer in zip(rows, answers, strict=True)

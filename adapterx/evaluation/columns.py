@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from adapterx.composition import (
 )
 from adapterx.errors import BaseModelError, ConfigError, UnknownNameError, near_match
 from adapterx.registry import Adapter, active_on, heads_of, registry_of
+from adapterx.relatives import distances
 from adapterx.tasks import task_from_json
 from adapterx.tasks.task import Task
 
@@ -37,6 +39,7 @@ COLUMNS: Final[Mapping[str, str]] = {
     "reading the language around its mean (adapterx centre)",
     "source": "on the adapter of the language that had labels, for every language",
     "averaged": "on the mean of what all language adapters do, for every language",
+    "nearest": "on the adapter of the nearest other language, by descent and place",
     "shuffled": "on the adapter of another language, drawn so that none keeps its own",
 }
 
@@ -98,6 +101,7 @@ def columns_of(
         ConfigError: If a column is unknown.
         UnknownNameError: If the task is not attached.
     """
+    asked = columns is not None
     columns = tuple(COLUMNS) if columns is None else columns
     for column in columns:
         if column not in COLUMNS:
@@ -120,6 +124,7 @@ def columns_of(
         "own": {tag: _part(own[tag]) for tag in languages if tag in own},
         "source": {tag: _part(own[source]) for tag in languages if source in own},
         "averaged": {tag: _mean(list(own.values())) for tag in languages if own},
+        "nearest": _nearest(languages, own, source, asked) if "nearest" in columns else {},
         "shuffled": {
             tag: _part(own[other])
             for tag, other in _shuffled([tag for tag in languages if tag in own], seed).items()
@@ -165,6 +170,25 @@ def _centred(
         source = parse(str(known[SOURCE]))
         if set(names(source)) <= set(attached) and not choices(source):
             found[task.language] = _stack(source, task.name)
+    return found
+
+
+def _nearest(
+    languages: Collection[str], own: Mapping[str, Adapter], source: str | None, asked: bool
+) -> dict[str, Composition]:
+    """Return for each language but the source the adapter it would get if it had none.
+
+    Nothing if the library that knows is not installed and the column was not asked for by name.
+    """
+    found: dict[str, Composition] = {}
+    try:
+        for tag in set(languages) - {source}:
+            with suppress(UnknownNameError):  # a language of which nothing is known
+                for nearest in list(distances(tag, own.keys() - {tag}))[:1]:
+                    found[tag] = _part(own[nearest])
+    except ConfigError:
+        if asked:
+            raise
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -758,3 +759,62 @@ def test_a_closed_pipe_ends_a_command_without_a_word(flags: list[str]) -> None:
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_language_is_centred_listed_and_told(
+    call: Callable[..., Answer], world: World, trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path / "store")
+    store = ["--store", str(tmp_path / "store")]
+    model = ["--model", str(world.root / "tiny")]
+    lines = "".join(f"{text}\n" for text, _ in sentences(40, offset=3))
+    text = world.write("om.txt", lines)
+    done = call("centre", *model, "--task", "topics", "--lang", "om", "--text", text, *store)
+    assert done.code == 0, done.err
+    assert "the mean of om over 40 texts" in done.out
+    served = {row["tag"]: row for row in call("languages", *store, "--json").data["languages"]}
+    assert served["om"] == {
+        "tag": "om",
+        "name": "Oromo",
+        "script": "Latin",
+        "adapters": [],
+        "labels": [],
+        "centred": ["topics"],
+    }
+    asked = call("predict", *model, "--task", "topics", "--lang", "om", *store, "--json", "w3 w4")
+    assert asked.data["composition"] == "Centred(topics, om)"
+    told = call(
+        *("predict", *model, "--task", "topics", "--lang", "auto", "--fallback", "none", *store),
+        *("--json", "Wachezaji walifanya mazoezi uwanjani jioni.", "w3 w4"),
+    )
+    assert [one["language"] for one in told.data["predictions"]] == ["sw", "und"]
+    assert call("languages", str(tmp_path / "store" / "none")).code == 2
+
+
+COVERED = {
+    "known words": ("w3 w4 w5\n" * 20, "unlearned"),
+    "some unknown": ("w3 w4 w5 w6 w7 w8 w9\n" * 19 + "woo w3\n" * 3, "gaps"),
+    "unknown words": ("Wachezaji walifanya w3\n" * 20, "unreadable"),
+}
+
+
+@pytest.mark.parametrize(("text", "verdict"), COVERED.values(), ids=COVERED)
+def test_coverage_says_what_the_tokenizer_does(
+    call: Callable[..., Answer],
+    world: World,
+    tmp_path: Path,
+    text: str,
+    verdict: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A name by which the encoder's pretraining is known.
+    model = tmp_path / "xlm-roberta-base"
+    shutil.copytree(str(world.root / "tiny"), model)
+    monkeypatch.chdir(tmp_path)
+    found = call(
+        *("coverage", "--model", model.name, "--lang", "mos", "--json"),
+        *("--text", world.write("mos.txt", text)),
+    )
+    assert found.code == 0, found.err
+    assert found.data["verdict"] == verdict
+    assert found.data["seen"] is False

@@ -92,6 +92,11 @@ def test_columns_are_built_from_what_is_on_the_model(model: Any) -> None:
         },
         "source": dict.fromkeys(TAGS, Stack("en", "topics")),
         "averaged": dict.fromkeys(TAGS, mean),
+        "nearest": {
+            "fr": Stack("en", "topics"),
+            "sw": Stack(yo, "topics"),
+            "yo": Stack("sw", "topics"),
+        },
     }
     assert shuffled.keys() == {"en", "sw", "yo"}
     assert list(columns_of(model, "topics", TAGS, columns=("own", "task"))) == ["own", "task"]
@@ -116,7 +121,7 @@ def test_shuffles_differ_by_seed(model: Any) -> None:
 def test_a_column_that_no_language_has_is_left_out(model: Any) -> None:
     adapterx.detach(model, "en")
     adapterx.detach(model, "yo")
-    assert list(columns_of(model, "topics", TAGS)) == ["task", "own", "averaged"]
+    assert list(columns_of(model, "topics", TAGS)) == ["task", "own", "averaged", "nearest"]
     adapterx.detach(model, "sw")
     assert list(columns_of(model, "topics", TAGS)) == ["task"]
 
@@ -160,7 +165,7 @@ def test_every_cell_holds_what_its_composition_answers(
         model, tokenizer, TASK, tests, columns, name="topics", source="en", batch_size=5
     )
     assert set(measured.columns) == set(COLUMNS)
-    assert len(measured.answered) == 4 + 3 + 4 + 4 + 3 + 2
+    assert len(measured.answered) == 4 + 3 + 4 + 4 + 3 + 2 + 3
     different = set()
     for one in measured.answered:
         composition = columns[one.column][one.language]
