@@ -57,12 +57,14 @@ def _centre(options: argparse.Namespace) -> JsonValue:
     lines = [lines[number * len(lines) // count] for number in range(count)]
 
     import adapterx
-    from adapterx.cli.using import load_for_task
     from adapterx.prediction import active_task
     from adapterx.store.card import base_of
     from adapterx.store.local import place_for
+    from adapterx.tasks.loading import load_for_task
 
-    model, tokenizer = load_for_task(options)
+    model, tokenizer = load_for_task(
+        options.model, options.task, store=options.store, dtype=options.dtype
+    )
     adapterx.attach(model, task=options.task, store=options.store)
     name = active_task(model)
     assert name is not None

@@ -1,4 +1,4 @@
-"""``adapterx predict``, and loading the encoder that a saved task belongs to."""
+"""``adapterx predict``."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adapterx.composition import JsonValue
-from adapterx.errors import ConfigError, DataError, UnknownNameError, near_match
+from adapterx.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    from adapterx.store.card import Card
-
-__all__ = ["add_verbs", "load_for_task"]
+__all__ = ["add_verbs"]
 
 
 def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -66,51 +63,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", help="folder of the store; ADAPTERX_HOME unless given")
 
 
-def load_for_task(options: argparse.Namespace, task: str | None = None) -> tuple[Any, Any]:
-    """Load the encoder with the model class that a saved task's head belongs to.
-
-    Args:
-        options: With ``model``, ``dtype`` and ``store``, and ``task`` unless given here.
-        task: A task in the store, a folder, or ``user/repo``.
-
-    Raises:
-        UnknownNameError: If the task is nowhere to be found.
-    """
-    from adapterx.encoders import load_encoder
-    from adapterx.tasks import task_from_json
-
-    card = _card(options.task if task is None else task, options.store)
-    mean = (card.model_class or "").startswith("MeanPooling")
-    return load_encoder(
-        options.model,
-        head=task_from_json(card.facts.get("task", {})).head,
-        pooling="mean" if mean else "model",
-        dtype=options.dtype,
-    )
-
-
-def _card(task: str, store: str | None) -> Card:
-    from adapterx.store.card import Card
-    from adapterx.store.hub import is_repo_id, pull
-    from adapterx.store.local import adapters_folder, stored
-
-    if Path(task).is_dir():
-        return Card.read(Path(task))
-    if is_repo_id(task):
-        return Card.read(pull(task))
-    if len(Path(task).parts) > 1:
-        raise UnknownNameError(f"There is no folder {task}. Give an adapter's folder, or its name.")
-    tasks = [card for _, card in stored(store) if card.kind == "task"]
-    names = sorted({card.name for card in tasks})
-    if task not in names:
-        raise UnknownNameError(
-            f"No task {task!r} in {adapters_folder(store)} "
-            f"(there: {', '.join(names) or 'none'}).{near_match(task, names)} "
-            "Train it: adapterx train --help."
-        )
-    return next(card for card in tasks if card.name == task)
-
-
 def _predict(options: argparse.Namespace) -> JsonValue:
     rows = _asked(options)
     if options.lang and options.compose:
@@ -119,14 +71,17 @@ def _predict(options: argparse.Namespace) -> JsonValue:
     import adapterx
     from adapterx.prediction import identified
     from adapterx.tasks import task_from_json
+    from adapterx.tasks.loading import load_for_task, task_card
 
-    card = _card(options.task, options.store)
+    card = task_card(options.task, store=options.store)
     # A task that was trained elsewhere does not say whether it reads pairs.
     unsaid = {"pair_column": "pair"} if len(rows[0]) > 1 else {}
     labels = () if card.labels is None else card.labels.names
     task = task_from_json(card.facts.get("task", unsaid), labels)
     records = [task.ask(*row) for row in rows]
-    model, tokenizer = load_for_task(options)
+    model, tokenizer = load_for_task(
+        options.model, options.task, store=options.store, dtype=options.dtype
+    )
     languages: list[Any] = [options.lang] * len(rows)
     if options.lang == "auto" or options.compose:
         adapterx.attach(model, task=options.task, store=options.store)

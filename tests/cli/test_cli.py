@@ -698,6 +698,21 @@ def test_a_task_on_pairs_reads_both_texts(
     assert "1 texts after --pair for 2 before" in wrong.err
 
 
+def test_test_data_with_other_labels_are_scored_under_a_map(
+    call: Callable[..., Answer], world: World, trained: Path
+) -> None:
+    rows = [(text, {"food": "essen", "law": "2"}[label]) for text, label in sentences(12)]
+    rows.append(("w1 w2", "wetter"))
+    shared = ["--model", str(world.root / "tiny"), "--store", str(trained), "--task", "topics"]
+    test = ["--test", f"de={world.write('de.jsonl', _labelled(rows))}", "--resamples", "100"]
+    told = call("evaluate", *shared, *test)
+    assert (told.code, "label 'essen' is not one of food, law" in told.err) == (2, True)
+    renamed = ["--label-map", "essen=food", "2=law", "wetter=null"]
+    done = call("evaluate", *shared, *test, *renamed, "--json")
+    assert done.code == 0, done.err
+    assert done.data["rows"][0]["examples"] == 12
+
+
 def test_an_empty_store_lists_nothing(call: Callable[..., Answer], tmp_path: Path) -> None:
     done = call("list")
     assert (done.code, done.err) == (0, "")

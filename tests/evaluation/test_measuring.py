@@ -348,6 +348,16 @@ def test_records_are_joined_by_their_ids_where_all_have_one(folder: Path) -> Non
     assert len(tests["fo"].records) == 2
 
 
+def test_labels_of_the_test_data_are_read_by_the_names_of_the_task(folder: Path) -> None:
+    lines = [{"text": f"w{at}", "label": label} for at, label in enumerate(("kunst", "7", "law"))]
+    (folder / "de.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    files = find_tests([str(folder)], ["de"])
+    with pytest.raises(DataError, match="label 'kunst' is not one of art, food, law"):
+        read_tests(TASK, files)
+    read = read_tests(TASK, files, label_map={"kunst": "art", "7": None})
+    assert [(one.text, one.label) for one in read["de"].records] == [("w0", "art"), ("w2", "law")]
+
+
 # ------------------------------------------------------------------ the manifest
 
 
