@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from adapterx.activation import activate, using
     from adapterx.anatomy import Anatomy, SubLayer, anatomy_of, register_anatomy
     from adapterx.attachment import attach
-    from adapterx.composition import Average, Fuse, Parallel, PerExample, Scale, Side, Stack
+    from adapterx.composition import (
+        Average,
+        Centred,
+        Fuse,
+        Parallel,
+        PerExample,
+        Scale,
+        Side,
+        Stack,
+    )
     from adapterx.errors import AdapterError
     from adapterx.methods.bottleneck import Bottleneck
     from adapterx.methods.fusion import Fusion
@@ -24,6 +33,7 @@ if TYPE_CHECKING:
     from adapterx.methods.invertible import Invertible
     from adapterx.methods.lora import LoRA
     from adapterx.model import add, detach, set_trainable
+    from adapterx.neutrality import centre
     from adapterx.overview import Summary, summary
     from adapterx.pooling import MeanPoolingForSequenceClassification
     from adapterx.prediction import predict
@@ -37,6 +47,7 @@ _HOME: Final = {
     "Anatomy": "adapterx.anatomy",
     "Average": "adapterx.composition",
     "Bottleneck": "adapterx.methods.bottleneck",
+    "Centred": "adapterx.composition",
     "Fuse": "adapterx.composition",
     "Fusion": "adapterx.methods.fusion",
     "HeadOnly": "adapterx.methods.head_only",
@@ -54,6 +65,7 @@ _HOME: Final = {
     "add": "adapterx.model",
     "anatomy_of": "adapterx.anatomy",
     "attach": "adapterx.attachment",
+    "centre": "adapterx.neutrality",
     "detach": "adapterx.model",
     "load": "adapterx.store",
     "predict": "adapterx.prediction",
@@ -72,6 +84,7 @@ __all__ = [
     "Anatomy",
     "Average",
     "Bottleneck",
+    "Centred",
     "Fuse",
     "Fusion",
     "HeadOnly",
@@ -89,6 +102,7 @@ __all__ = [
     "add",
     "anatomy_of",
     "attach",
+    "centre",
     "detach",
     "load",
     "predict",

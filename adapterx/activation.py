@@ -95,6 +95,7 @@ def take_heads_off(model: PreTrainedModel) -> None:
     heads = heads_of(model)
     if heads is not None:
         heads.gate.remove(model)
+        heads.close(model)
         del model._modules[HEADS]
         give_flags_back(model, heads.frozen_before)
 
@@ -119,6 +120,14 @@ def _plan(
         _check_names(registry, value)
         _check_heads(registry, heads, value)
     plan = compile_plan(value, registry.held(), heads.names() if heads is not None else ())
+    for task, tag in filter(None, plan.offsets):
+        known = heads.offsets.means(task) if heads is not None else {}
+        if not known or (tag is not None and tag not in known):
+            raise UnknownNameError(
+                f"{task!r} has no mean of {tag or 'its source'} for {value} (known: "
+                f"{', '.join(known) or 'none'}). Measure it: adapterx.centre(model, tokenizer, "
+                f"texts, lang={tag or '...'!r}, task={task!r})."
+            )
     if inner.get_output_embeddings() is not None:
         for place in (place for one in registry.adapters.values() for place in one.places):
             program = plan.programs.get(place.port.key)

@@ -18,9 +18,10 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from adapterx.anatomy import Anatomy
+from adapterx.centring import Offsets
 from adapterx.errors import BaseModelError, CompositionError, ConfigError
 from adapterx.plan import Plan
-from adapterx.routing import Gate, Rows, Selector
+from adapterx.routing import Gate, Rows, Selector, unhook
 from adapterx.sites import Site
 
 __all__ = ["PROBLEMS", "Heads", "Labels", "Problem", "check_output", "fill", "head_places"]
@@ -83,6 +84,7 @@ class Heads(nn.Module):
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy, gate: Gate) -> None:
         super().__init__()
         self.gate = gate
+        self.offsets = Offsets(gate, model.config.hidden_size)
         self.places = tuple(head_places(model, anatomy))
         self.pooler = anatomy.pooler
         self.labels: dict[str, Labels] = {self.OWN: _read_labels(model)}
@@ -90,6 +92,7 @@ class Heads(nn.Module):
         self.shown: tuple[str, ...] = (self.OWN,)
         # The modules in place; in a list, for they are children of the model.
         self.standing = [self._parent(model, place)._modules[place] for place in self.places]
+        self._centre(model)
         # The output embedding, in a list for the same reason, and whose it is.
         output = model.get_output_embeddings()
         self.outputs: list[nn.Module] = [] if output is None else [output]
@@ -179,6 +182,7 @@ class Heads(nn.Module):
         if len(self.shown) == 1:
             # Read, not remembered: Hugging Face writes `problem_type` at the first loss.
             self.entries[self.shown[0]] = _config_entries(model)
+        self.close(model)
         for place in self.places:
             parent = self._parent(model, place)
             if len(self.shown) == 1:
@@ -188,8 +192,30 @@ class Heads(nn.Module):
             )
             parent._modules[place] = standing
         self.standing = [self._parent(model, place)._modules[place] for place in self.places]
+        self._centre(model)
         self.shown = names
         _write_config(model, shared or self.entries[names[0]])
+
+    def reader(self, model: PreTrainedModel) -> nn.Module | None:
+        """Return the part of the standing head that reads the encoder, None without a head.
+
+        That is the pooler; else the first of the model's own, which hold them in the order of use.
+        """
+        if not self.places:
+            return None
+        place = self.pooler if self.pooler in self.places else self.places[0]
+        return self._parent(model, place)._modules[place]
+
+    def _centre(self, model: PreTrainedModel) -> None:
+        reader = self.reader(model)
+        if reader is not None:
+            reader.register_forward_pre_hook(self.offsets.shift, with_kwargs=True)
+
+    def close(self, model: PreTrainedModel) -> None:
+        """Take the hook off the standing head."""
+        reader = self.reader(model)
+        if reader is not None:
+            unhook(reader, self.offsets)
 
     def _shared_entries(self, names: Sequence[str]) -> dict[str, Any]:
         facts = [self.labels[name] for name in names]
@@ -257,6 +283,7 @@ class Heads(nn.Module):
     def remove(self, name: str) -> None:
         """Forget the parked head of adapter `name`."""
         del self.labels[name], self.entries[name]
+        self.offsets.drop(name)
         for place in self.places:
             del self._modules[_key(name, place)]
 
@@ -267,8 +294,11 @@ class Heads(nn.Module):
         self._modules[_key(name, place)] = module
 
     def _copies(self, model: PreTrainedModel) -> dict[str, nn.Module]:
+        self.close(model)  # a copied hook would hold a copy of all this
         own = self.modules_of(model, self.OWN)
-        return {place: copy.deepcopy(module) for place, module in own.items()}
+        copies = {place: copy.deepcopy(module) for place, module in own.items()}
+        self._centre(model)
+        return copies
 
 
 def check_output(output: nn.Module, width: int, vocab_size: int, model_class: str) -> None:

@@ -114,6 +114,7 @@ def insert(
     tensors: Mapping[str, Tensor] | None = None,
     head: Mapping[str, Tensor] | None = None,
     head_class: str | None = None,
+    means: Mapping[str, Tensor] | None = None,
 ) -> _Model:
     """Put an adapter into a model, fresh or with the weights of a saved one.
 
@@ -124,6 +125,7 @@ def insert(
         tensors: Weights by ``site.parameter``; None for fresh ones.
         head: The head's weights by ``place.parameter``; None for fresh ones.
         head_class: Name of the model class the head was saved from, for the error.
+        means: Means at the head's input by language, None for none.
 
     Returns:
         `model`. On any error it is as it was.
@@ -157,6 +159,8 @@ def insert(
         # The last step that can fail; nothing of the encoder was touched before it.
         if adapter.kind == "task":
             heads.add(inner, name, labels, head, head_class)
+            if means is not None and name in heads.names():
+                heads.offsets.put(name, means)
     except Exception:
         if not registry.adapters:
             _close(inner, registry)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from adapterx.composition import (
     Average,
     Axis,
+    Centred,
     Composition,
     Fuse,
     Scale,
@@ -32,7 +33,10 @@ from adapterx.methods import (
 )
 from adapterx.steps import Act, Chain, Column, Fused, Mean, Merged, Program, Split, Step
 
-__all__ = ["Held", "Plan", "compile_plan"]
+__all__ = ["Held", "Offset", "Plan", "compile_plan"]
+
+# The task whose head reads centred states, and the language's tag; None for any language.
+Offset: TypeAlias = tuple[str, str | None]
 
 _T = TypeVar("_T", bound=Hashable)
 
@@ -47,6 +51,8 @@ class Plan(NamedTuple):
         outputs: How often the batch is answered, more than 1 with `Parallel`.
         partition: For each variant of the composition an index into `heads`.
         heads: Names of the adapters whose heads answer, None for the model's own.
+        centring: For each variant an index into `offsets`.
+        offsets: What is done to what heads read, None for nothing; empty if nothing is anywhere.
     """
 
     composition: Composition | None
@@ -55,6 +61,8 @@ class Plan(NamedTuple):
     outputs: int
     partition: tuple[int, ...]
     heads: tuple[str | None, ...]
+    centring: tuple[int, ...] = (0,)
+    offsets: tuple[Offset | None, ...] = ()
 
     @property
     def routed(self) -> bool:
@@ -98,12 +106,27 @@ def compile_plan(
         program = _program([tuple(_chain(variant, 1.0, key, held)) for variant in variants], held)
         if program is not None:
             programs[key] = program
-    answering = [
-        next((name for name in reversed(list(_acting(variant, 1.0))) if name in heads), None)
-        for variant in variants
-    ]
-    partition, answers = _classes(answering)
-    return Plan(composition, programs, axes, len(outputs), partition, tuple(answers))
+    answering = [_answering(variant, heads) for variant in variants]
+    partition, answers = _classes([name for name, _ in answering])
+    centring, offsets = _classes([offset for _, offset in answering])
+    return Plan(
+        composition,
+        programs,
+        axes,
+        len(outputs),
+        partition,
+        tuple(answers),
+        centring,
+        tuple(offsets) if any(offsets) else (),
+    )
+
+
+def _answering(variant: Composition, heads: Collection[str]) -> tuple[str | None, Offset | None]:
+    """Return whose head answers, the last task's, and how what it reads is centred."""
+    for name, centred in reversed(list(_acting(variant, 1.0, None))):
+        if name in heads:
+            return name, None if centred is None else (name, centred.language)
+    return None, None
 
 
 def _classes(values: Sequence[_T]) -> tuple[tuple[int, ...], list[_T]]:
@@ -163,26 +186,30 @@ def _members(chain: Chain) -> Iterator[str]:
                 yield from itertools.chain(*map(_members, step.chains))
 
 
-def _acting(composition: Composition, factor: float) -> Iterator[str]:
-    """Yield the names of what acts, at a strength other than 0, in order."""
+def _acting(
+    composition: Composition, factor: float, centred: Centred | None
+) -> Iterator[tuple[str, Centred | None]]:
+    """Yield what acts, at a strength other than 0, in order, with the `Centred` around it."""
     match composition:
         case str() if factor != 0:
-            yield composition
+            yield composition, centred
         case Scale():
-            yield from _acting(composition.child, factor * composition.factor)
+            yield from _acting(composition.child, factor * composition.factor, centred)
         case Side():
-            yield from _acting(composition.child, factor)
+            yield from _acting(composition.child, factor, centred)
+        case Centred():
+            yield from _acting(composition.child, factor, composition)
         case Stack():
             for child in composition.children:
-                yield from _acting(child, factor)
+                yield from _acting(child, factor, centred)
         case Average():
             for child, weight in zip(composition.children, composition.weights, strict=True):
-                yield from _acting(child, factor * weight)
+                yield from _acting(child, factor * weight, centred)
         case Fuse():
             for child in composition.children:
-                yield from _acting(child, factor)
+                yield from _acting(child, factor, centred)
             if factor != 0:
-                yield composition.by
+                yield composition.by, centred
 
 
 def _chain(composition: Composition, factor: float, key: str, held: Held) -> Iterator[Step]:
@@ -196,6 +223,8 @@ def _chain(composition: Composition, factor: float, key: str, held: Held) -> Ite
         case Side():
             if held.side == composition.side:
                 yield from _chain(composition.child, factor, key, held)
+        case Centred():  # acts at the head
+            yield from _chain(composition.child, factor, key, held)
         case Stack():
             for child in composition.children:
                 yield from _chain(child, factor, key, held)

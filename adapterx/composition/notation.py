@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 from adapterx.composition.values import (
     KINDS,
     Average,
+    Centred,
     Composition,
     Fuse,
     Parallel,
@@ -33,6 +34,7 @@ JsonValue: TypeAlias = (
 # What errors show.
 _EXAMPLES: Final = {
     "Average": "Average(sw: 0.6, rw: 0.4)",
+    "Centred": "Centred(nli, sw)",
     "Fuse": "Fuse(sw, rw; mix)",
     "PerExample": "PerExample(sw: sw, en: Stack(); lang)",
     "Side": "Side(sw, decoder)",
@@ -48,7 +50,7 @@ def parse(text: str) -> Composition:
         text: For example ``"topics"``, ``"Stack(Scale(mi, 0.5), topics)"``,
             ``"Average(sw: 0.6, rw: 0.4)"``, ``"Average(sw: 0.6, Stack(rw, rn): 0.4; outputs)"``,
             ``"Fuse(a, b; mix)"``, ``"PerExample(sw: sw, en: Stack(); lang)"``,
-            ``"Side(sw, decoder)"``.
+            ``"Side(sw, decoder)"``, ``"Stack(sw, Centred(nli, sw))"``.
 
     Raises:
         CompositionError: If the text is not a composition; the message shows where.
@@ -155,6 +157,9 @@ class _Parser:
                 child = self.composition()
                 self.expect(",")
                 value = Side(child, self.take())  # type: ignore[arg-type]  # checked there
+            case "Centred":
+                child = self.composition()
+                value = Centred(child, self.take() if self.accept(",") else None)
             case "Fuse":
                 self.listed(lambda: children.append(self.composition()))
                 self.expect(";")
@@ -200,6 +205,8 @@ def to_json(composition: Composition) -> JsonValue:
             return {"scale": children[0], "factor": composition.factor}
         case Side():
             return {"side": children[0], "of": composition.side}
+        case Centred():
+            return {"centred": children[0], "for": composition.language}
         case Fuse():
             return {"fuse": children, "by": composition.by}
         case Average():
@@ -239,6 +246,8 @@ def _from_json(data: JsonValue) -> Composition:
             return Scale(_from_json(child), factor)
         case {"side": child, "of": "encoder" | "decoder" as side, **rest} if not rest:
             return Side(_from_json(child), side)
+        case {"centred": child, "for": str() | None as language, **rest} if not rest:
+            return Centred(_from_json(child), language)
         case {"fuse": [*children], "by": str(by), **rest} if not rest:
             return Fuse(*map(_from_json, children), by=by)
         case {

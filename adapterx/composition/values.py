@@ -20,6 +20,7 @@ __all__ = [
     "KINDS",
     "Average",
     "Axis",
+    "Centred",
     "Composition",
     "Fuse",
     "Parallel",
@@ -312,8 +313,37 @@ class Side:
         return f"Side({self.child}, {self.side})"
 
 
-Composition: TypeAlias = str | Stack | Scale | Average | Parallel | Fuse | PerExample | Side
-KINDS: Final = (Stack, Scale, Average, Parallel, Fuse, PerExample, Side)
+@dataclass(frozen=True, slots=True)
+class Centred:
+    """A task whose head reads a language around the mean it was trained around.
+
+    Sentence vectors of a language lie around a mean of their own, which a head trained in another
+    language reads as content. ``Stack("sw", Centred("topics", "sw"))`` takes the language's mean
+    away and adds the source's, as `adapterx.centre` measured them.
+
+    Attributes:
+        child: What acts; its answering task's means are used.
+        language: BCP-47 tag of the mean; None takes away the direction in which the means of the
+            languages measured differ most, whatever the language.
+    """
+
+    child: Composition
+    language: str | None = None
+
+    def __post_init__(self) -> None:
+        check_composition(self.child)
+        if self.language is not None:
+            check_name(self.language)
+
+    def __str__(self) -> str:
+        language = "" if self.language is None else f", {self.language}"
+        return f"Centred({self.child}{language})"
+
+
+Composition: TypeAlias = (
+    str | Stack | Scale | Average | Parallel | Fuse | PerExample | Side | Centred
+)
+KINDS: Final = (Stack, Scale, Average, Parallel, Fuse, PerExample, Side, Centred)
 
 
 def check_composition(value: object) -> Composition:
@@ -366,7 +396,7 @@ def children_of(composition: Composition) -> tuple[Composition, ...]:
     match composition:
         case str():
             return ()
-        case Scale() | Side():
+        case Scale() | Side() | Centred():
             return (composition.child,)
         case _:
             return composition.children
@@ -467,6 +497,8 @@ def _withchildren_of(composition: Composition, children: Sequence[Composition]) 
             return Scale(children[0], composition.factor)
         case Side():
             return Side(children[0], composition.side)
+        case Centred():
+            return Centred(children[0], composition.language)
         case Average():
             return average(children, composition.weights, composition.over)
         case Fuse():

@@ -1,8 +1,9 @@
 """Folders: write an attached adapter to disk, and read one back into a model.
 
 A folder holds ``adapterx.json`` (the card), ``adapter_config.json`` (the methods; for a lone LoRA
-in PEFT's layout), ``adapter_model.safetensors``, for a task ``head.safetensors``, and a
-``README.md``. It is written beside its place and renamed into it.
+in PEFT's layout), ``adapter_model.safetensors``, for a task ``head.safetensors`` and, where
+means of languages are known, ``centring.safetensors``, and a ``README.md``. It is written beside
+its place and renamed into it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ __all__ = ["card_of", "load_folder", "replaceable", "save_adapter"]
 _CONFIG: Final = "adapter_config.json"
 _WEIGHTS: Final = "adapter_model.safetensors"
 _HEAD: Final = "head.safetensors"
+_CENTRING: Final = "centring.safetensors"
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
@@ -89,6 +91,7 @@ def save_adapter(
             for key, value in module.state_dict().items()
         }
     )
+    means = _contiguous(heads.offsets.means(name)) if heads else {}
 
     def write(scratch: Path) -> None:
         _write_json(scratch / CARD, facts.to_json())
@@ -96,6 +99,8 @@ def save_adapter(
         save_file(tensors, scratch / _WEIGHTS, metadata={"format": "pt"})
         if head:
             save_file(head, scratch / _HEAD, metadata={"format": "pt"})
+        if means:
+            save_file(means, scratch / _CENTRING, metadata={"format": "pt"})
         (scratch / "README.md").write_text(model_card(facts, adapter.methods), encoding="utf-8")
 
     replaceable(folder, CARD, name)
@@ -194,6 +199,7 @@ def load_folder(
         tensors=tensors,
         head=_read_tensors(folder / _HEAD) if has_head else None,
         head_class=card.model_class,
+        means=_read_tensors(folder / _CENTRING) if has_head and "centring" in card.facts else None,
     )
 
 

@@ -18,7 +18,7 @@ import torch
 from adapterx.errors import DataError
 from adapterx.training.config import TrainingConfig
 
-__all__ = ["Records", "Shuffles", "Step", "count_of", "steps_in_epoch", "steps_of"]
+__all__ = ["Records", "Shuffles", "Step", "count_of", "sample", "steps_in_epoch", "steps_of"]
 
 _Record = TypeVar("_Record")
 _Shuffled = TypeVar("_Shuffled", covariant=True)
@@ -60,6 +60,14 @@ class Step(Generic[_Record]):
 def count_of(records: Records[Any]) -> int:
     """Return how many records an epoch has; a stream that does not know is read through."""
     return len(records) if isinstance(records, Sized) else sum(1 for _ in records.shuffled(0))
+
+
+def sample(records: Records[_Record], count: int) -> list[_Record]:
+    """Return some records, drawn by a fixed seed; all if there are fewer."""
+    if isinstance(records, Sequence):
+        chosen = np.random.default_rng(0).permutation(len(records))[:count]
+        return [records[int(at)] for at in sorted(chosen)]
+    return list(itertools.islice(records.shuffled(0), count))
 
 
 def steps_in_epoch(count: int, config: TrainingConfig, processes: int) -> int:

@@ -5,27 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from adapterx.activation import activate
-from adapterx.composition import Composition, JsonValue
+from adapterx.centring import SOURCE
+from adapterx.composition import Composition, JsonValue, Stack
 from adapterx.model import set_trainable
-from adapterx.registry import unwrap
+from adapterx.neutrality import keep_mean, reading
+from adapterx.registry import active_on, heads_of, unwrap
 from adapterx.store.card import base_of
 from adapterx.tasks import task_to_json
 from adapterx.tasks.answers import answers
 from adapterx.tasks.task import Task
-from adapterx.training.batches import Records
+from adapterx.training.batches import Records, sample
 from adapterx.training.config import TASK_CONFIG, TrainingConfig
 from adapterx.training.loop import Result, fit
 from adapterx.training.processes import accelerator_for
 from adapterx.training.routing import language_choices, languages_of, route
 
 __all__ = ["facts_of", "score", "score_tests", "train_task"]
+
+# Records whose mean is the source that other languages are centred to.
+_MEAN_OF: Final = 256
 
 
 def train_task(
@@ -87,7 +92,7 @@ def train_task(
     def evaluate(current: nn.Module) -> Mapping[str, float]:
         return score(task, current, tokenizer, dev, accelerator=accelerator, languages=chosen)
 
-    return fit(
+    result = fit(
         model,
         train,
         collate=collate,
@@ -108,6 +113,16 @@ def train_task(
         progress=progress,
         title=f"task {name or task.kind}",
     )
+    heads = heads_of(model)
+    if name is not None and heads is not None and name in heads.names():
+        few = sample(train, _MEAN_OF)
+        languages = languages_of(few, languages=config.languages, known=known)
+        with reading(model, tokenizer) as mean:
+            answers(task, model, tokenizer, few, languages=languages)
+        *below, last = Stack(active_on(model) or name).children
+        under = Stack(*below) if last == name else Stack(*below, last)
+        keep_mean(model, name, SOURCE, mean.value, under=under)
+    return result
 
 
 def score(

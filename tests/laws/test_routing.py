@@ -31,6 +31,7 @@ import adapterx
 from adapterx import (
     Average,
     Bottleneck,
+    Centred,
     Fuse,
     Fusion,
     LoRA,
@@ -87,9 +88,15 @@ COMPOSITIONS: dict[str, Composition] = {
     "in a parallel": Stack(Parallel(LANGUAGES, "d"), "t"),
     "parallel": Parallel("a", Stack("b", "t"), Stack()),
     "parallel tasks": Stack(LANGUAGES, Parallel("t", "u")),
+    "centred": Stack(
+        LANGUAGES, PerExample({"a": Centred("t", "aa"), "b": "t", "c": Centred("t", "cc")})
+    ),
+    "centred tasks": PerExample(
+        {"a": Centred(TASKS, "aa"), "b": TASKS, "c": Centred(Stack("c", TASKS))}
+    ),
 }
 # On every family.
-FEW = {name: COMPOSITIONS[name] for name in ("axes", "in a parallel")}
+FEW = {name: COMPOSITIONS[name] for name in ("axes", "in a parallel", "centred tasks")}
 # Transformers 5.23 renamed it.
 CHECKPOINTING = next(
     name
@@ -122,6 +129,11 @@ def setup(build, fill) -> Callable[..., Any]:
         like = dict.fromkeys(m for one in METHODS[methods] for m in methods_of(one))
         adapterx.add(model, "mix", Fusion(like=tuple(like)), kind="language", language="sw")
         fill(model, size=0.2)
+        heads = heads_of(model)
+        for seed, name in enumerate("tu" if has_labels else ""):
+            torch.manual_seed(seed)
+            means = torch.randn(3, model.config.hidden_size)
+            heads.offsets.put(name, dict(zip(("source", "aa", "cc"), means, strict=True)))
         return model
 
     return setup
