@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeAlias, TypeVar, get_args
 
 from torch import nn
 
 from adapterx.activation import activate
+from adapterx.centring import SOURCE
 from adapterx.composition import (
+    Average,
     Axis,
     Centred,
     Composition,
@@ -30,16 +32,21 @@ from adapterx.errors import (
     UnknownNameError,
     near_match,
 )
-from adapterx.languages import standard_tag
+from adapterx.languages import UNDETERMINED, standard_tag
 from adapterx.model import detach
 from adapterx.registry import Adapter, Kind, Registry, registry_of, unwrap
+from adapterx.relatives import distances, softmax_weights
 from adapterx.store import load
 from adapterx.store.card import base_of
 from adapterx.store.hub import is_repo_id
 from adapterx.store.local import adapters_folder, find, stored
 from adapterx.store.setup import SETUP
 
-__all__ = ["attach"]
+__all__ = ["Fallback", "adapted_languages", "attach", "means_of"]
+
+Fallback: TypeAlias = Literal["error", "none", "nearest", "average"]
+# The three nearest languages, as more add little weight and each is another pass.
+_AVERAGED: Final = 3
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -53,7 +60,7 @@ def attach(
     compose: Composition | None = None,
     store: str | Path | None = None,
     revision: str | None = None,
-    fallback: Literal["error", "none"] = "error",
+    fallback: Fallback = "error",
     centring: Literal["own", "neutral", "none"] = "own",
 ) -> _Model:
     """Make a model answer a task in a language: find both adapters, stack and activate them.
@@ -76,11 +83,14 @@ def attach(
         compose: A composition of names in place of `lang`, `target` and `task`.
         store: The store's folder; None for ``ADAPTERX_HOME``.
         revision: Branch, tag or commit on the Hub.
-        fallback: What to do where a language has no adapter: ``"error"``, or ``"none"``, the
-            task alone.
+        fallback: What to do where a language has no adapter: ``"error"``; ``"none"``, the task
+            alone; ``"nearest"``, the adapter and the mean of the language nearest to it by
+            descent and place; ``"average"``, the mean of what the three nearest adapters do,
+            weighted by nearness. The last two look among what is attached, in the store, and
+            centred; what they chose stands in ``summary(model).active``.
         centring: ``"own"`` where the language's mean is known; ``"neutral"`` in other languages
             too, there by taking away the direction in which the means known differ most (Yang et
-            al., 2021, https://arxiv.org/abs/2109.04869); or ``"none"``.
+            al., 2021, https://arxiv.org/abs/2109.04727); or ``"none"``.
 
     Returns:
         `model`, with the composition active; on any error it is as it was.
@@ -94,8 +104,10 @@ def attach(
     """
     if (compose is None) == (lang is None and target is None and task is None):
         raise ConfigError("attach needs lang or task (or both), or compose alone.")
-    if fallback not in ("error", "none"):
-        raise ConfigError(f"fallback is {fallback!r} in attach. Use 'error' or 'none'.")
+    if fallback not in get_args(Fallback):
+        raise ConfigError(
+            f"fallback is {fallback!r} in attach. Use {', '.join(map(repr, get_args(Fallback)))}."
+        )
     if centring not in ("own", "neutral", "none"):
         raise ConfigError(f"centring is {centring!r} in attach. Use 'own', 'neutral' or 'none'.")
     before = set(_attached(model))
@@ -116,9 +128,8 @@ def attach(
             tasks = {
                 _key(name, head.name): head.name for name, head in zip(asked, heads, strict=True)
             }
-            bare = fallback == "none" and bool(heads)
-            read = found.languages(lang, "lang", heads, bare)
-            written = found.languages(target, "target", heads, bare)
+            read = found.languages(lang, "lang", heads, fallback)
+            written = found.languages(target, "target", heads, fallback)
             sides = [
                 _chosen(lang, {key: part for key, (part, _) in read.items()}, "lang"),
                 _chosen(target, {key: part for key, (part, _) in written.items()}, "target"),
@@ -179,7 +190,7 @@ def _centred(
     task: Adapter, part: Composition, tag: str | None, centring: Literal["own", "neutral", "none"]
 ) -> Composition:
     """Return a task as its head shall read a language that it stands on by `part`."""
-    known = _means(task)
+    known = means_of(task)
     if centring == "none" or not known or tag == task.language:
         return task.name
     if tag is not None and tag in known:
@@ -201,10 +212,28 @@ def _key(name: str, other: str) -> str:
     return name if is_name(name) else other
 
 
-def _means(task: Adapter) -> Mapping[str, JsonValue]:
-    """Return what a task stood on when the mean of each language was measured, by tag."""
+def adapted_languages(model: nn.Module, *, store: str | Path | None = None) -> set[str]:
+    """Return the tags of the languages with an adapter for a model, on it or in the store."""
+    base = base_of(_known(model))
+    found = [(one.kind, one.language) for one in _attached(model).values()]
+    for _, card in stored(store):
+        if card.base.difference(base) is None:
+            found.append((card.kind, card.language))
+    return {tag for kind, tag in found if kind == "language" and tag is not None}
+
+
+def means_of(task: Adapter) -> Mapping[str, JsonValue]:
+    """Return what a task stood on when the mean of each language was measured, by tag.
+
+    The mean of what it was trained on is `adapterx.centring.SOURCE`.
+    """
     known = task.facts.get("centring")
     return known if isinstance(known, Mapping) else {}
+
+
+def _part(adapter: Adapter) -> Composition:
+    """Return a language adapter at the strength it was saved with."""
+    return adapter.name if adapter.strength == 1 else Scale(adapter.name, adapter.strength)
 
 
 def _is_tag(language: str, tag: str | None) -> bool:
@@ -234,7 +263,7 @@ class _Finder:
         value: str | Sequence[str] | None,
         axis: Axis,
         heads: Sequence[Adapter],
-        bare: bool,
+        fallback: Fallback,
     ) -> dict[str, tuple[Composition, str | None]]:
         """Return what acts for a language, or for each of several, and its tag, by rows' name.
 
@@ -243,24 +272,46 @@ class _Finder:
             axis: By what rows choose.
             heads: The tasks; the languages of their labels, and those they know the mean of,
                 need no adapter.
-            bare: Whether no other language needs one either.
+            fallback: What to do for other languages.
         """
         parts: dict[str, tuple[Composition, str | None]] = {}
         for name in _listed(value, axis):
             try:
                 adapter = self.adapter(name, "language")
             except UnknownNameError:
-                if not bare and not any(
-                    _is_tag(name, tag) for head in heads for tag in (head.language, *_means(head))
-                ):
+                known = {tag for head in heads for tag in (head.language, *means_of(head))}
+                bare = fallback == "none" or _is_tag(name, UNDETERMINED)
+                if any(_is_tag(name, tag) for tag in known) or (bare and heads):
+                    tag = standard_tag(name)
+                    parts[_key(name, tag)] = Stack(), tag
+                elif fallback in ("nearest", "average"):
+                    tag = standard_tag(name)
+                    parts[_key(name, tag)] = self._related(tag, heads, fallback)
+                else:
                     raise
-                tag = standard_tag(name)
-                parts[_key(name, tag)] = Stack(), tag
             else:
-                full = adapter.strength == 1
-                part = adapter.name if full else Scale(adapter.name, adapter.strength)
-                parts[_key(name, adapter.name)] = part, adapter.language
+                parts[_key(name, adapter.name)] = _part(adapter), adapter.language
         return parts
+
+    def _related(
+        self, tag: str, heads: Sequence[Adapter], fallback: Fallback
+    ) -> tuple[Composition, str | None]:
+        """Return what acts for a language in place of an adapter of its own, and whose mean."""
+        adapted = adapted_languages(self.model, store=self.store)
+        means = {known for head in heads for known in means_of(head)} - {SOURCE}
+        near = distances(tag, adapted if fallback == "average" else adapted | means)
+        if not near:
+            raise UnknownNameError(
+                f"No language adapter for {tag!r}, and none of another language either, in the "
+                "store or on the model. Train one: adapterx train-language --help."
+            )
+        if fallback == "nearest":
+            nearest = next(iter(near))
+            part = _part(self.adapter(nearest, "language")) if nearest in adapted else Stack()
+            return part, nearest
+        weights = softmax_weights(dict(list(near.items())[:_AVERAGED]))
+        parts = {_part(self.adapter(one, "language")): weight for one, weight in weights.items()}
+        return Average(parts, over="outputs"), None
 
     def adapter(self, name: str, kind: Kind | None) -> Adapter:
         """Return the adapter, loaded onto the model if it is not there yet."""

@@ -2,7 +2,7 @@
 
 The vectors of a language lie around a mean of their own (language neutrality by centring:
 Libovický et al., 2020, https://arxiv.org/abs/2004.05160); along few directions these means differ
-most (Yang et al., 2021, https://arxiv.org/abs/2109.04869). The means are kept here by task and
+most (Yang et al., 2021, https://arxiv.org/abs/2109.04727). The means are kept here by task and
 language; a hook in front of the head that stands adds each row's offset.
 """
 
@@ -27,9 +27,9 @@ SOURCE: Final = "source"
 class Offsets(nn.Module):
     """The means at the head's input of one model's tasks: buffers ``(hidden,)``, float32."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, width: int) -> None:
         super().__init__()
-        self.gate = gate
+        self.gate, self.width = gate, width
 
     def put(self, task: str, means: Mapping[str, Tensor]) -> None:
         """Keep means of a task's languages, in place of those it had.
@@ -39,15 +39,14 @@ class Offsets(nn.Module):
             means: ``(hidden,)`` by tag, `SOURCE` among them.
 
         Raises:
-            FormatError: If one is not finite, of another shape than the others, or the source's
-                is missing.
+            FormatError: If one is not finite or of another shape, or the source's is missing.
         """
-        shape = next(iter(means.values())).shape
+        shape = (self.width,)
         for tag, mean in means.items():
-            if mean.dim() != 1 or mean.shape != shape or not bool(mean.isfinite().all()):
+            if mean.shape != shape or not bool(mean.isfinite().all()):
                 raise FormatError(
-                    f"The mean of {tag} for task {task!r} is no vector of finite "
-                    f"numbers like the others {tuple(shape)}. Measure it again: adapterx.centre."
+                    f"The mean of {tag} for task {task!r} is no vector of {self.width} finite "
+                    f"numbers: its shape is {tuple(mean.shape)}. Measure it again: adapterx centre."
                 )
         if SOURCE not in means:
             raise FormatError(f"Task {task!r} has means of languages and none of its source.")

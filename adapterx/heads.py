@@ -84,7 +84,7 @@ class Heads(nn.Module):
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy, gate: Gate) -> None:
         super().__init__()
         self.gate = gate
-        self.offsets = Offsets(gate)
+        self.offsets = Offsets(gate, model.config.hidden_size)
         self.places = tuple(head_places(model, anatomy))
         self.pooler = anatomy.pooler
         self.labels: dict[str, Labels] = {self.OWN: _read_labels(model)}

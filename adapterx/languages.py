@@ -9,8 +9,10 @@ import langcodes
 
 from adapterx.errors import UnknownNameError, near_match
 
-__all__ = ["language_name", "script_name", "standard_tag", "was_seen"]
+__all__ = ["UNDETERMINED", "language_name", "script_name", "standard_tag", "was_seen"]
 
+# The tag of a text whose language is not known.
+UNDETERMINED: Final = "und"
 # CC-100, on which XLM-R was trained (Conneau et al., 2020, appendix A), romanised forms included.
 _CC100: Final = (
     "af am ar as az be bg bn bn-Latn br bs ca cs cy da de el en eo es et eu fa fi fr fy ga gd gl "

@@ -16,9 +16,11 @@ from adapterx.attachment import attach
 from adapterx.centring import SOURCE
 from adapterx.composition import Stack
 from adapterx.errors import BaseModelError, CompositionError, ConfigError, DataError
+from adapterx.identification import check_language
 from adapterx.languages import standard_tag
-from adapterx.prediction import Text, active_task, encoded_batches
-from adapterx.registry import active_on, heads_of, registry_of, unwrap
+from adapterx.prediction import active_task
+from adapterx.registry import Registry, active_on, heads_of, registry_of, unwrap
+from adapterx.tasks import task_from_json
 
 __all__ = ["MINIMUM_TEXTS", "centre", "keep_mean", "reading"]
 
@@ -48,7 +50,7 @@ class Mean:
 
 
 @contextmanager
-def reading(model: nn.Module, special: Sequence[int] = ()) -> Iterator[Mean]:
+def reading(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Iterator[Mean]:
     """Take the mean of what the standing head reads in the passes made meanwhile.
 
     A head that answers a row once reads one vector of it: the pooled one it is given, or that of
@@ -56,7 +58,7 @@ def reading(model: nn.Module, special: Sequence[int] = ()) -> Iterator[Mean]:
 
     Args:
         model: The model; call it with ``input_ids`` and ``attention_mask`` by name.
-        special: Ids of tokens that stand for no text.
+        tokenizer: The encoder's; its special tokens but the unknown one stand for no text.
 
     Raises:
         BaseModelError: If the model has no head.
@@ -69,6 +71,7 @@ def reading(model: nn.Module, special: Sequence[int] = ()) -> Iterator[Mean]:
             f"{type(inner).__name__} has no head, so nothing reads its states. Load the encoder "
             "with a class that has one, e.g. AutoModelForSequenceClassification."
         )
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     mean = Mean()
     call: dict[str, Any] = {}
 
@@ -84,7 +87,7 @@ def reading(model: nn.Module, special: Sequence[int] = ()) -> Iterator[Mean]:
         else:
             ids = call["input_ids"]
             text = call["attention_mask"].bool()
-            text &= ~torch.isin(ids, torch.tensor(list(special), device=ids.device))
+            text &= ~torch.isin(ids, torch.tensor(sorted(special), device=ids.device))
             mean.add(read[text])
 
     handles = [
@@ -101,7 +104,7 @@ def reading(model: nn.Module, special: Sequence[int] = ()) -> Iterator[Mean]:
 def centre(
     model: _Model,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[Text],
+    texts: Sequence[str | Sequence[str]],
     *,
     lang: str,
     task: str | None = None,
@@ -119,8 +122,8 @@ def centre(
     Args:
         model: A model with the task's adapter and head.
         tokenizer: The encoder's tokenizer.
-        texts: Some texts of the language, or pairs of texts, of the kind that will be asked; some
-            hundred, at least 16.
+        texts: Some texts of the language, or pairs or more of them as the task reads, of the kind
+            that will be asked; some hundred, at least 16.
         lang: Their language: a tag, an English name, or its adapter's name. The language of the
             task's labels gives the mean that the others are moved to; training measures it.
         task: The task; None for the one that is active.
@@ -131,7 +134,8 @@ def centre(
 
     Raises:
         DataError: If there are too few texts.
-        ConfigError: If `texts` is one string, or no task is active and none is named.
+        ConfigError: If `texts` is one string, no task is active and none is named, or the task
+            reads pairs and these are none.
         CompositionError: If the mean of what the task was trained on is not known.
         BaseModelError: If the model has no head.
         UnknownNameError: As `adapterx.attach`.
@@ -146,22 +150,29 @@ def centre(
     task = active_task(model) if task is None else task
     if task is None:
         raise ConfigError("No task is active and none is named in centre. Pass task=...")
-    inner = unwrap(model)
     with using(model):
         attach(model, lang=lang, task=task, fallback="none", centring="none")
-        setup = Stack(active_on(model) or Stack())
-        name = active_task(model)
+        name, registry = active_task(model), registry_of(model)
         assert name is not None
-        training = inner.training
-        inner.eval()
-        try:
-            with reading(model, tokenizer.all_special_ids) as mean, torch.inference_mode():
-                for _, batch in encoded_batches(inner, tokenizer, texts, batch_size):
-                    model(**batch)
-        finally:
-            inner.train(training)
-    keep_mean(model, name, standard_tag(lang), mean.value, under=Stack(*setup.children[:-1]))
+        assert registry is not None
+        *below, _ = Stack(active_on(model) or Stack()).children
+        heads = heads_of(model)
+        labels = heads.labels[name].names if heads is not None and name in heads.labels else ()
+        kind = task_from_json(registry.adapters[name].facts.get("task", {}), labels)
+        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        records = [kind.ask(*row) for row in rows]
+        tag = _tag(registry, lang)
+        check_language([" ".join(row) for row in rows], tag, "What centre was given")
+        with reading(model, tokenizer) as mean:
+            kind.predict(model, tokenizer, records, batch_size=batch_size)
+    keep_mean(model, name, tag, mean.value, under=Stack(*below))
     return model
+
+
+def _tag(registry: Registry, lang: str) -> str:
+    """Return the tag of a language given as in `attach`: by its adapter's name, too."""
+    adapter = registry.adapters.get(lang)
+    return adapter.language if adapter and adapter.language else standard_tag(lang)
 
 
 def keep_mean(model: nn.Module, task: str, tag: str, mean: Tensor, *, under: Stack) -> None:

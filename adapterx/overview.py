@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from torch import nn
 
+from adapterx.centring import SOURCE
 from adapterx.composition import JsonValue, names
 from adapterx.methods import describe
 from adapterx.registry import (
+    Adapter,
     active_on,
     adapter_modules,
     heads_of,
@@ -33,6 +36,7 @@ class Row:
         parameters: Number of its parameters, without the head.
         head_parameters: Number of its head's parameters.
         labels: Its head's labels.
+        centred: Tags of the languages whose mean at its head's input is known.
         active: Whether it acts now.
         trainable: Whether it would train now.
     """
@@ -45,6 +49,7 @@ class Row:
     parameters: int
     head_parameters: int
     labels: tuple[str, ...]
+    centred: tuple[str, ...]
     active: bool
     trainable: bool
 
@@ -70,8 +75,18 @@ class Summary:
         return {**asdict(self), "adapters": [asdict(row) for row in self.adapters]}
 
     def __str__(self) -> str:
-        head = ("name", "kind", "lang", "method", "layers", "parameters", "share", "labels", "", "")
-        rows = [head]
+        head = (
+            "name",
+            "kind",
+            "lang",
+            "method",
+            "layers",
+            "parameters",
+            "share",
+            "labels",
+            "centred",
+        )
+        rows = [(*head, "", "")]
         for row in self.adapters:
             count = row.parameters + row.head_parameters
             rows.append(
@@ -84,6 +99,7 @@ class Summary:
                     f"{count:,}",
                     f"{100 * count / self.base_parameters:.2f} %",
                     str(len(row.labels) or ""),
+                    str(len(row.centred) or ""),
                     "active" if row.active else "",
                     "trainable" if row.trainable else "",
                 )
@@ -95,6 +111,11 @@ class Summary:
         ]
         title = f"{self.encoder}, {self.base_parameters:,} parameters, active: {self.active}"
         return "\n".join([title, *(table if self.adapters else ["no adapters"])])
+
+
+def _centred(adapter: Adapter) -> tuple[str, ...]:
+    known = adapter.facts.get("centring")
+    return tuple(tag for tag in known if tag != SOURCE) if isinstance(known, Mapping) else ()
 
 
 def summary(model: nn.Module) -> Summary:
@@ -128,6 +149,7 @@ def summary(model: nn.Module) -> Summary:
                 parameters=sum(parameter.numel() for parameter in own),
                 head_parameters=sum(parameter.numel() for parameter in head),
                 labels=heads.labels[name].names if heads and name in heads.labels else (),
+                centred=_centred(adapter),
                 active=name in acting,
                 trainable=any(parameter.requires_grad for parameter in own),
             )

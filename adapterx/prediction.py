@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeAlias, TypedDict
 
 import torch
 from torch import Tensor, nn
-from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adapterx.activation import activate
 from adapterx.anatomy import anatomy_of, known_families
-from adapterx.attachment import attach
+from adapterx.attachment import Fallback, adapted_languages, attach, means_of
+from adapterx.centring import SOURCE
 from adapterx.composition import Axis, names
 from adapterx.composition import choices as choices_of
 from adapterx.errors import BaseModelError, CompositionError, ConfigError, ShapeError
+from adapterx.identification import told_languages
 from adapterx.registry import active_on, heads_of, registry_of, unwrap
 
 __all__ = [
     "Prediction",
     "Text",
     "active_task",
-    "encoded_batches",
+    "identified",
     "logits_of",
     "max_length_of",
     "predict",
@@ -53,6 +56,7 @@ def predict(
     *,
     lang: str | Sequence[str] | None = None,
     task: str | Sequence[str] | None = None,
+    fallback: Fallback = "error",
     batch_size: int = 32,
     progress: bool = False,
 ) -> list[Prediction]:
@@ -63,8 +67,11 @@ def predict(
         tokenizer: The encoder's tokenizer.
         texts: Texts, or pairs of texts.
         lang: Language for this call, or one for each text: a choice of what is active, or to be
-            attached under the active task; None for what is active.
+            attached under the active task; None for what is active; ``"auto"`` for what each
+            text is thought to be in (`adapterx.identification`), the task alone where that is
+            not sure.
         task: Task to attach for this call, or one for each text; None for what is active.
+        fallback: What to do where a language has no adapter, as `adapterx.attach`.
         batch_size: Rows per forward pass, at least 1; texts of like length share a batch.
         progress: Show a progress bar on stderr.
 
@@ -82,6 +89,8 @@ def predict(
     """
     if isinstance(texts, str):
         raise ConfigError("texts is one string in predict. Give a list: predict(…, [text]).")
+    if lang == "auto":
+        lang = identified(model, texts, task) if texts else None
     rows: dict[Axis, Sequence[str]] = {}
     choices: dict[Axis, str | Sequence[str] | None] = {"lang": lang, "task": task}
     for axis, choice in choices.items():
@@ -94,7 +103,7 @@ def predict(
             rows[axis] = choice
     if not texts:
         return []
-    with _attached(model, lang, task) as open_axes:
+    with _attached(model, lang, task, fallback) as open_axes:
         for axis, choice in choices.items():
             if axis in open_axes and isinstance(choice, str):
                 rows[axis] = [choice] * len(texts)
@@ -142,15 +151,24 @@ def logits_of(
         ConfigError: If `batch_size` is below 1.
         BaseModelError: If the model gives no class logits.
     """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size} in predict. Set it to 1 or more.")
     inner = unwrap(model)
+    device = next(inner.parameters()).device
+    order = sorted(range(len(texts)), key=lambda index: _length(texts[index]), reverse=True)
     answers: list[Tensor] = [torch.empty(0)] * len(texts)
     training = inner.training
     inner.eval()
     try:
         with torch.inference_mode():
-            for chosen, batch in encoded_batches(
-                inner, tokenizer, texts, batch_size, progress=progress
-            ):
+            for chosen in _batches(order, batch_size, progress):
+                batch = tokenizer(
+                    [texts[index] for index in chosen],
+                    padding=True,
+                    truncation=True,
+                    max_length=max_length_of(tokenizer, inner),
+                    return_tensors="pt",
+                ).to(device)
                 for axis, choice in (rows or {}).items():
                     batch[axis] = [choice[index] for index in chosen]
                 logits = getattr(model(**batch), "logits", None)
@@ -171,40 +189,42 @@ def logits_of(
     return torch.stack(answers) if answers else torch.empty(0, inner.config.num_labels)
 
 
-def encoded_batches(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+def identified(
+    model: nn.Module,
     texts: Sequence[Text],
-    batch_size: int,
+    task: str | Sequence[str] | None = None,
     *,
-    progress: bool = False,
-) -> Iterator[tuple[Sequence[int], BatchEncoding]]:
-    """Yield texts as batches on the model's device, those of like length together.
+    store: str | Path | None = None,
+) -> list[str]:
+    """Return the language of each text, by the tags of what can be attached.
 
-    Yields:
-        The indices of a batch's texts, and ``input_ids`` and ``attention_mask`` for the model.
+    Args:
+        model: The model, with the tasks on it.
+        texts: Texts, or pairs of texts.
+        task: The task that will answer, or several; None for the active one.
+        store: The store's folder; None for the default.
+
+    Returns:
+        A tag a text; ``"und"`` where it is not sure.
 
     Raises:
-        ConfigError: If `batch_size` is below 1.
+        ConfigError: If the library that tells languages is not installed.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}. Set it to 1 or more.")
-    device = next(model.parameters()).device
-    order = sorted(range(len(texts)), key=lambda index: _length(texts[index]), reverse=True)
-    for chosen in _batches(order, batch_size, progress):
-        batch = tokenizer(
-            [texts[index] for index in chosen],
-            padding=True,
-            truncation=True,
-            max_length=max_length_of(tokenizer, model),
-            return_tensors="pt",
-        )
-        yield chosen, batch.to(device)
+    registry = registry_of(model)
+    tasks = _each(task) or _each(active_task(model))
+    heads = [registry.adapters[name] for name in tasks if registry and name in registry.adapters]
+    known = adapted_languages(model, store=store).union(*map(means_of, heads))
+    known |= {head.language for head in heads if head.language is not None}
+    plain = [text if isinstance(text, str) else " ".join(text) for text in texts]
+    return told_languages(plain, known - {SOURCE})
 
 
 @contextmanager
 def _attached(
-    model: nn.Module, lang: str | Sequence[str] | None, task: str | Sequence[str] | None
+    model: nn.Module,
+    lang: str | Sequence[str] | None,
+    task: str | Sequence[str] | None,
+    fallback: Fallback,
 ) -> Iterator[Collection[Axis]]:
     """Attach what is asked for; yield the axes by which rows choose then."""
     before = active_on(model)
@@ -219,6 +239,7 @@ def _attached(
         model,
         lang=lang if isinstance(lang, str | None) else asked["lang"],
         task=task if isinstance(task, str | None) else asked["task"],
+        fallback=fallback,
     )
     try:
         now = active_on(model)

@@ -174,7 +174,6 @@ SETS = {
         },
         limit=5_000,
         test_limit=200,
-        spaced=True,
         epochs=2,
         layers="all",
         rates=(5e-5, 1e-2, 1e-3, 2e-3),

@@ -23,7 +23,6 @@ sys.path.sort(key=lambda entry: Path(entry).resolve() == Path(__file__).resolve(
 from accelerate import Accelerator
 from rich.console import Console
 
-from adapterx.encoders import load_encoder
 from adapterx.errors import AdapterError, ConfigError, near_match
 from adapterx.evaluation.columns import attach_task, columns_of
 from adapterx.evaluation.manifest import manifest_of
@@ -34,18 +33,19 @@ from adapterx.evaluation.report.terminal import print_table
 from adapterx.evaluation.scoring import table_of
 from adapterx.evaluation.testsets import find_tests, read_tests
 from adapterx.languages import standard_tag
+from adapterx.tasks.loading import load_for_task
+from adapterx.training.settings import label_map_of
 from adapterx.training.yaml_file import parse_yaml, read_yaml
 
 # What a configuration may say, with the defaults; as the options of `adapterx evaluate`.
 KEYS: dict[str, Any] = {
     "model": "e5-small-q4",
     "dtype": "auto",
-    "pooling": "auto",
-    "head": "sequence",
     "task": None,
     "test": None,
     "languages": [],
-    "columns": ["task", "own", "source", "averaged", "shuffled"],
+    "label_map": {},
+    "columns": ["task", "own", "centred", "source", "averaged", "shuffled"],
     "against": None,
     "merge": [],
     "seen": None,
@@ -99,10 +99,10 @@ def main(arguments: list[str]) -> None:
     # Encoder: frozen, with the head class of the task. The same on every process.
     accelerator = Accelerator()
     with accelerator.main_process_first():  # one process builds the packaged encoder
-        model, tokenizer = load_encoder(
+        model, tokenizer = load_for_task(
             settings["model"],
-            head=settings["head"],
-            pooling=settings["pooling"],
+            settings["task"][0],
+            store=settings["store"],
             dtype=settings["dtype"],
         )
     model.to(accelerator.device)
@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> None:
     measured: list[Measured] = []
     for name in settings["task"]:
         adapter, task = attach_task(model, name, files, store=settings["store"])
-        tests = read_tests(task, files)
+        tests = read_tests(task, files, label_map=label_map_of(settings["label_map"]))
         columns = columns_of(
             model, adapter.name, files, columns=settings["columns"], seed=settings["seed"]
         )

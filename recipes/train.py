@@ -41,13 +41,19 @@ def main(arguments: list[str]) -> None:
     # Settings: a YAML file, and flags over it.
     parser = argparse.ArgumentParser(description="Train a task adapter, or a baseline of one.")
     add_flags(parser)
-    parser.add_argument("--smoke", action="store_true", help="two steps, a few examples")
+    parser.add_argument(
+        "--smoke", action="store_true", help="two steps on a few examples, into OUTPUT-smoke"
+    )
     options = parser.parse_args(arguments)
     settings = read_settings(options, required=("task", "train", "output"))
     config, name = settings.config, settings.task
-    assert settings.output is not None
     if options.smoke:
         config = dataclasses.replace(config, epochs=1, max_steps=2)
+        # Beside what was trained in earnest, never over it.
+        settings = dataclasses.replace(settings, output=f"{settings.output}-smoke")
+
+    output = settings.output
+    assert output is not None
 
     # Processes: one or many, on the CPU or on GPUs, with trackers.
     accelerator = accelerator_for(config, folder=settings.folder)
@@ -118,12 +124,12 @@ def main(arguments: list[str]) -> None:
     # Saving, by one process.
     if accelerator.is_main_process:
         if method is None:
-            model.save_pretrained(settings.output)
-            tokenizer.save_pretrained(settings.output)
+            model.save_pretrained(output)
+            tokenizer.save_pretrained(output)
         else:
-            adapterx.save(model, name, settings.output, card=facts)
+            adapterx.save(model, name, output, card=facts)
         told: dict[str, Any] = {
-            "folder": settings.output,
+            "folder": output,
             "losses": result.losses,
             "points": result.points,
         }

@@ -10,16 +10,39 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from adapterx import __version__
-from adapterx.cli import adapters, data, demo, embedding, evaluation, families, training, using
+from adapterx.cli import (
+    adapters,
+    centring,
+    data,
+    demo,
+    embedding,
+    evaluation,
+    families,
+    languages,
+    training,
+    using,
+)
 from adapterx.errors import AdapterError, near_match
 
 __all__ = ["main"]
 
-_GROUPS: Final = (demo, data, training, evaluation, using, embedding, adapters, families)
+_GROUPS: Final = (
+    demo,
+    data,
+    training,
+    evaluation,
+    using,
+    centring,
+    embedding,
+    adapters,
+    languages,
+    families,
+)
 
 
 class _AskedWronglyError(AdapterError):
@@ -106,6 +129,8 @@ def _quiet(debug: bool) -> None:
     """Keep the libraries' own chatter off stderr; theirs and ours would interleave."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if not debug:
+        # A line like any other, without the place in our code.
+        warnings.formatwarning = lambda message, *_, **__: f"adapterx: {message}\n"
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings tell of every retry

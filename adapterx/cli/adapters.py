@@ -86,7 +86,8 @@ def _list(options: argparse.Namespace) -> JsonValue:
             print(f"no adapters in {adapters_folder(options.store)}")
         width = max((len(card.name) for _, card in rows), default=0)
         for _, card in rows:
-            labels = f", {len(card.labels.names)} labels" if card.labels else ""
+            count = len(card.labels.names) if card.labels else 0
+            labels = f", {count} label{'s' * (count > 1)}" if count else ""
             language = card.language or "–"
             print(f"{card.name:<{width}}  {card.kind:<8}  {language:<8}  {card.base}{labels}")
     return {

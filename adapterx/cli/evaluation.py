@@ -13,7 +13,7 @@ from adapterx.errors import ConfigError
 
 __all__ = ["add_verbs"]
 
-_COLUMNS: Final = ("task", "own")
+_COLUMNS: Final = ("task", "own", "centred")
 
 
 def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -53,9 +53,17 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
         help="settings of the kind of task over those of its card, e.g. text_column=sentence",
     )
     evaluate.add_argument(
+        "--label-map",
+        nargs="+",
+        default=[],
+        metavar="OLD=NEW",
+        help="the task's labels by those of the test data; OLD=null leaves it out",
+    )
+    evaluate.add_argument(
         "--columns",
         nargs="+",
-        help="of task, own, source, averaged and shuffled; the first two unless given",
+        help="of task, own, centred, source, averaged, nearest and shuffled; the first three "
+        "unless given",
     )
     evaluate.add_argument("--controls", action="store_true", help="all columns")
     evaluate.add_argument("--against", help="column the others are compared with; the first")
@@ -96,7 +104,6 @@ def _evaluate(options: argparse.Namespace) -> JsonValue:
 
     from rich.console import Console
 
-    from adapterx.cli.using import load_for_task
     from adapterx.evaluation.columns import attach_task, columns_of
     from adapterx.evaluation.manifest import manifest_of
     from adapterx.evaluation.measured import Measured, merge
@@ -105,14 +112,19 @@ def _evaluate(options: argparse.Namespace) -> JsonValue:
     from adapterx.evaluation.report.terminal import print_table
     from adapterx.evaluation.scoring import table_of
     from adapterx.languages import standard_tag
+    from adapterx.tasks.loading import load_for_task
+    from adapterx.training.settings import assignment, label_map_of
 
+    renamed = label_map_of(dict(assignment(item) for item in options.label_map))
     others = [Measured.load(path) for path in options.merge]
-    model, tokenizer = load_for_task(options, options.task[0])
+    model, tokenizer = load_for_task(
+        options.model, options.task[0], store=options.store, dtype=options.dtype
+    )
     measured: list[Measured] = []
     for name in options.task:
         adapter, task = attach_task(model, name, files, store=options.store)
         task = _with_settings(task, options.set)
-        tests = read_tests(task, files)
+        tests = read_tests(task, files, label_map=renamed)
         measured.append(
             measure(
                 model,

@@ -65,7 +65,7 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> JsonValue:
-    settings = read_settings(options, required=("model", "task", "train"))
+    settings = read_settings(options, required=("task", "train"))
     config, name = settings.config, settings.task
 
     from accelerate.utils import set_seed
@@ -159,16 +159,18 @@ def _train_language(options: argparse.Namespace) -> JsonValue:
     from accelerate.utils import set_seed
 
     import adapterx
-    from adapterx.cli.using import load_for_task
     from adapterx.encoders import load_encoder
     from adapterx.model import set_strength
     from adapterx.store.card import base_of
     from adapterx.store.local import place_for
+    from adapterx.tasks.loading import load_for_task
     from adapterx.training.language import choose_strength, hold_out, train_language
 
     set_seed(config.seed)
     if options.task:
-        model, tokenizer = load_for_task(options)
+        model, tokenizer = load_for_task(
+            options.model, options.task, store=options.store, dtype=options.dtype
+        )
         adapterx.attach(model, task=options.task, store=options.store)
         adapterx.activate(model, None)
     else:

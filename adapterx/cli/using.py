@@ -1,19 +1,17 @@
-"""``adapterx predict``, and loading the encoder that a saved task belongs to."""
+"""``adapterx predict``."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adapterx.composition import JsonValue
-from adapterx.errors import ConfigError, DataError, UnknownNameError, near_match
+from adapterx.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    from adapterx.store.card import Card
-
-__all__ = ["add_verbs", "load_for_task"]
+__all__ = ["add_verbs"]
 
 
 def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -29,15 +27,19 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
         allow_abbrev=False,
     )
     _add_common(predict)
-    predict.add_argument("--lang", help="language whose adapter goes under the task")
+    predict.add_argument(
+        "--lang",
+        help="language whose adapter goes under the task; auto: as each text is told to be",
+    )
     predict.add_argument(
         "--compose", help="a composition in place of --lang, e.g. 'Stack(sw, topics)'"
     )
     predict.add_argument(
         "--fallback",
         default="error",
-        choices=["error", "none"],
-        help="none: the task alone where the language has no adapter",
+        choices=["error", "none", "nearest", "average"],
+        help="where the language has no adapter: the task alone, on the nearest language's, or on "
+        "the mean of the three nearest",
     )
     predict.add_argument("--file", type=Path, help="a file of texts, one a line")
     predict.add_argument(
@@ -61,82 +63,61 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", help="folder of the store; ADAPTERX_HOME unless given")
 
 
-def load_for_task(options: argparse.Namespace, task: str | None = None) -> tuple[Any, Any]:
-    """Load the encoder with the model class that a saved task's head belongs to.
-
-    Args:
-        options: With ``model``, ``dtype`` and ``store``, and ``task`` unless given here.
-        task: A task in the store, a folder, or ``user/repo``.
-
-    Raises:
-        UnknownNameError: If the task is nowhere to be found.
-    """
-    from adapterx.encoders import load_encoder
-    from adapterx.tasks import task_from_json
-
-    card = _card(options.task if task is None else task, options.store)
-    mean = (card.model_class or "").startswith("MeanPooling")
-    return load_encoder(
-        options.model,
-        head=task_from_json(card.facts.get("task", {})).head,
-        pooling="mean" if mean else "model",
-        dtype=options.dtype,
-    )
-
-
-def _card(task: str, store: str | None) -> Card:
-    from adapterx.store.card import Card
-    from adapterx.store.hub import is_repo_id, pull
-    from adapterx.store.local import adapters_folder, stored
-
-    if Path(task).is_dir():
-        return Card.read(Path(task))
-    if is_repo_id(task):
-        return Card.read(pull(task))
-    if len(Path(task).parts) > 1:
-        raise UnknownNameError(f"There is no folder {task}. Give an adapter's folder, or its name.")
-    tasks = [card for _, card in stored(store) if card.kind == "task"]
-    names = sorted({card.name for card in tasks})
-    if task not in names:
-        raise UnknownNameError(
-            f"No task {task!r} in {adapters_folder(store)} "
-            f"(there: {', '.join(names) or 'none'}).{near_match(task, names)} "
-            "Train it: adapterx train --help."
-        )
-    return next(card for card in tasks if card.name == task)
-
-
 def _predict(options: argparse.Namespace) -> JsonValue:
     rows = _asked(options)
     if options.lang and options.compose:
         raise ConfigError("Both lang and compose given. Give one of them.")
 
     import adapterx
+    from adapterx.prediction import identified
     from adapterx.tasks import task_from_json
+    from adapterx.tasks.loading import load_for_task, task_card
 
-    card = _card(options.task, options.store)
+    card = task_card(options.task, store=options.store)
     # A task that was trained elsewhere does not say whether it reads pairs.
     unsaid = {"pair_column": "pair"} if len(rows[0]) > 1 else {}
     labels = () if card.labels is None else card.labels.names
     task = task_from_json(card.facts.get("task", unsaid), labels)
     records = [task.ask(*row) for row in rows]
-    model, tokenizer = load_for_task(options)
-    if options.compose:
+    model, tokenizer = load_for_task(
+        options.model, options.task, store=options.store, dtype=options.dtype
+    )
+    languages: list[Any] = [options.lang] * len(rows)
+    if options.lang == "auto" or options.compose:
         adapterx.attach(model, task=options.task, store=options.store)
-        adapterx.attach(model, compose=options.compose, store=options.store)
-    else:
-        adapterx.attach(
-            model,
-            lang=options.lang,
-            task=options.task,
-            store=options.store,
-            fallback=options.fallback,
-        )
-    answers = task.tell(model, tokenizer, records)
+    if options.lang == "auto":
+        texts = [" ".join(row) for row in rows]
+        languages = identified(model, texts, store=options.store)
+    answers: list[Any] = [None] * len(rows)
+    compositions: dict[str, str | None] = {}
+    for language in dict.fromkeys(languages):
+        if options.compose:
+            adapterx.attach(model, compose=options.compose, store=options.store)
+        else:
+            adapterx.attach(
+                model,
+                lang=language,
+                task=options.task,
+                store=options.store,
+                fallback=options.fallback,
+            )
+        compositions[language] = adapterx.summary(model).active
+        chosen = [at for at, each in enumerate(languages) if each == language]
+        told = task.tell(model, tokenizer, [records[at] for at in chosen])
+        for at, answer in zip(chosen, told, strict=True):
+            answers[at] = answer
+    if options.lang == "auto":
+        answers = [
+            {**answer, "language": language, "composition": compositions[language]}
+            for answer, language in zip(answers, languages, strict=True)
+        ]
     if not options.json:
         _print(rows, answers)
+        if options.lang == "auto" or options.fallback in ("nearest", "average"):
+            for language, composition in compositions.items():
+                print(f"{language}: {composition}", file=sys.stderr)
     return {
-        "composition": adapterx.summary(model).active,
+        "composition": adapterx.summary(model).active if len(compositions) == 1 else None,
         "predictions": [
             {"text": list(row) if len(row) > 1 else row[0], **answer}
             for row, answer in zip(rows, answers, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,10 +11,21 @@ import numpy as np
 from torch import nn
 
 from adapterx.activation import activate
-from adapterx.attachment import attach
-from adapterx.composition import Average, Composition, Scale, Stack
+from adapterx.attachment import attach, means_of
+from adapterx.centring import SOURCE
+from adapterx.composition import (
+    Average,
+    Centred,
+    Composition,
+    Scale,
+    Stack,
+    choices,
+    names,
+    parse,
+)
 from adapterx.errors import BaseModelError, ConfigError, UnknownNameError, near_match
 from adapterx.registry import Adapter, active_on, heads_of, registry_of
+from adapterx.relatives import distances
 from adapterx.tasks import task_from_json
 from adapterx.tasks.task import Task
 
@@ -23,8 +35,11 @@ __all__ = ["COLUMNS", "attach_task", "columns_of"]
 COLUMNS: Final[Mapping[str, str]] = {
     "task": "the task adapter alone",
     "own": "the task adapter on the language's own adapter, at the strength it was saved with",
+    "centred": "as it answers by default: on the language's own adapter, if it has one, the head "
+    "reading the language around its mean (adapterx centre)",
     "source": "on the adapter of the language that had labels, for every language",
     "averaged": "on the mean of what all language adapters do, for every language",
+    "nearest": "on the adapter of the nearest other language, by descent and place",
     "shuffled": "on the adapter of another language, drawn so that none keeps its own",
 }
 
@@ -86,6 +101,7 @@ def columns_of(
         ConfigError: If a column is unknown.
         UnknownNameError: If the task is not attached.
     """
+    asked = columns is not None
     columns = tuple(COLUMNS) if columns is None else columns
     for column in columns:
         if column not in COLUMNS:
@@ -94,8 +110,10 @@ def columns_of(
                 f"{near_match(column, COLUMNS)}"
             )
     registry = registry_of(model)
-    source = None if registry is None else registry.require(task).language
-    attached = {} if registry is None else registry.adapters
+    if registry is None:
+        raise UnknownNameError(f"No adapter {task!r} is attached: the model has none.")
+    adapter, attached = registry.require(task), registry.adapters
+    source = adapter.language
     own = {
         adapter.language: adapter
         for adapter in attached.values()
@@ -106,16 +124,18 @@ def columns_of(
         "own": {tag: _part(own[tag]) for tag in languages if tag in own},
         "source": {tag: _part(own[source]) for tag in languages if source in own},
         "averaged": {tag: _mean(list(own.values())) for tag in languages if own},
+        "nearest": _nearest(languages, own, source, asked) if "nearest" in columns else {},
         "shuffled": {
             tag: _part(own[other])
             for tag, other in _shuffled([tag for tag in languages if tag in own], seed).items()
         },
     }
-    return {
-        column: {tag: _stack(part, task) for tag, part in parts[column].items()}
-        for column in columns
-        if parts[column]
+    found = {
+        column: {tag: _stack(part, task) for tag, part in by_tag.items()}
+        for column, by_tag in parts.items()
     }
+    found["centred"] = _centred(adapter, languages, attached)
+    return {column: found[column] for column in columns if found[column]}
 
 
 def _part(adapter: Adapter) -> Composition:
@@ -129,9 +149,47 @@ def _mean(adapters: Sequence[Adapter]) -> Composition:
     return Average(*map(_part, adapters), over="outputs")
 
 
-def _stack(part: Composition, task: str) -> Composition:
+def _stack(part: Composition, task: Composition) -> Composition:
     stack = Stack(part, task)
     return task if len(stack.children) == 1 else stack
+
+
+def _centred(
+    task: Adapter, languages: Collection[str], attached: Collection[str]
+) -> dict[str, Composition]:
+    """Return what a task stood on when each language's mean was measured, and it centred."""
+    known = means_of(task)
+    below = {tag: parse(str(known[tag])) for tag in languages if tag in known}
+    found = {
+        tag: _stack(part, Centred(task.name, tag))
+        for tag, part in below.items()
+        if set(names(part)) <= set(attached)
+    }
+    # The source needs no centring; it stands there to be compared.
+    if found and task.language is not None and task.language in languages:
+        source = parse(str(known[SOURCE]))
+        if set(names(source)) <= set(attached) and not choices(source):
+            found[task.language] = _stack(source, task.name)
+    return found
+
+
+def _nearest(
+    languages: Collection[str], own: Mapping[str, Adapter], source: str | None, asked: bool
+) -> dict[str, Composition]:
+    """Return for each language but the source the adapter it would get if it had none.
+
+    Nothing if the library that knows is not installed and the column was not asked for by name.
+    """
+    found: dict[str, Composition] = {}
+    try:
+        for tag in set(languages) - {source}:
+            with suppress(UnknownNameError):  # a language of which nothing is known
+                for nearest in list(distances(tag, own.keys() - {tag}))[:1]:
+                    found[tag] = _part(own[nearest])
+    except ConfigError:
+        if asked:
+            raise
+    return found
 
 
 def _shuffled(tags: Sequence[str], seed: int) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 from adapterx.data import find_sources, read_rows
 from adapterx.errors import ConfigError, DataError
 from adapterx.languages import standard_tag
+from adapterx.tasks import mapped
 from adapterx.tasks.task import Task
 
 __all__ = ["TestSet", "find_tests", "read_tests", "sha256_of"]
@@ -67,15 +68,26 @@ def find_tests(given: Sequence[str], languages: Sequence[str] = ()) -> dict[str,
     return {tag: found[tag] for tag in wanted} if wanted else found
 
 
-def read_tests(task: Task[Any], files: Mapping[str, Path]) -> dict[str, TestSet]:
+def read_tests(
+    task: Task[Any],
+    files: Mapping[str, Path],
+    *,
+    label_map: Mapping[str, str | None] | None = None,
+) -> dict[str, TestSet]:
     """Read the test data of each language.
+
+    Args:
+        task: The task, with its labels.
+        files: Files by the language's tag.
+        label_map: The task's labels by those of the data; see `adapterx.data.relabel`.
 
     Raises:
         DataError: If a file is empty, or a record is wrong, with its line.
+        ConfigError: If a task without labels is given a map of them.
     """
     tests: dict[str, TestSet] = {}
     for tag, path in files.items():
-        rows = list(read_rows(path, split="test", language=tag))
+        rows = list(mapped(task, read_rows(path, split="test", language=tag), label_map))
         ids = [row.fields.get("id") for row in rows]
         joined = [str(one) for one in ids if one is not None]
         usable = len(rows) == len(joined) == len(set(joined))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from adapterx.composition import JsonValue
-from adapterx.data import read_rows, relabel
+from adapterx.data import Row, Stream, read_rows, relabel
 from adapterx.errors import ConfigError, near_match
 from adapterx.tasks.classification import TextClassification
 from adapterx.tasks.multi_label import MultiLabelClassification
@@ -20,7 +20,7 @@ from adapterx.tasks.tagging import TokenClassification
 from adapterx.tasks.task import Task
 from adapterx.tasks.translation import Translation
 
-__all__ = ["TASKS", "label_column", "read_records", "task_from_json", "task_to_json"]
+__all__ = ["TASKS", "label_column", "mapped", "read_records", "task_from_json", "task_to_json"]
 
 TASKS: Final[Mapping[str, type[Task[Any]]]] = {
     task.kind: cast("type[Task[Any]]", task)
@@ -63,12 +63,23 @@ def read_records(
         HubError: If a dataset cannot be fetched.
     """
     rows = read_rows(path, split=split, language=language)
-    if label_map:
-        column = label_column(task)
-        if column is None:
-            raise ConfigError(f"{task.kind} has no labels to map. Leave label_map out.")
-        rows = relabel(rows, label_map, column=column)
-    return list(rows.map(task.record))
+    return list(mapped(task, rows, label_map).map(task.record))
+
+
+def mapped(
+    task: Task[Any], rows: Stream[Row], label_map: Mapping[str, str | None] | None
+) -> Stream[Row]:
+    """Return rows with the task's labels by those of the data; see `adapterx.data.relabel`.
+
+    Raises:
+        ConfigError: If a task without labels is given a map of them.
+    """
+    if not label_map:
+        return rows
+    column = label_column(task)
+    if column is None:
+        raise ConfigError(f"{task.kind} has no labels to map. Leave label_map out.")
+    return relabel(rows, label_map, column=column)
 
 
 def label_column(task: Task[Any]) -> str | None:

@@ -88,7 +88,9 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
     place = write_folder(folder / f"step-{step}", write)
     for other in folder.iterdir():
         # With a dot: what a process that was killed had not finished.
-        if _NAME.match(other.name.removeprefix(".")) and other != place:
+        unfinished = other.name.startswith(".") and _NAME.match(other.name[1:])
+        written = _NAME.fullmatch(other.name) and (other / _PROGRESS).is_file()
+        if other != place and (unfinished or written):
             shutil.rmtree(other)
     return place
 

@@ -18,9 +18,12 @@ _CHOICES: Final = {
     "keep": ("last", "best", "average"),
     "languages": ("none", "rows", "cycle"),
     "mixed_precision": ("no", "bf16", "fp16"),
+    "cache": ("memory", "disk", "off"),
 }
 _AT_LEAST: Final = {
-    **dict.fromkeys(("epochs", "batch_size", "gradient_accumulation", "max_length"), 1),
+    **dict.fromkeys(
+        ("epochs", "batch_size", "gradient_accumulation", "max_length", "cache_limit"), 1
+    ),
     **dict.fromkeys(("max_steps", "evaluate_every", "save_every", "patience"), 0),
 }
 _SHARES: Final = ("warmup", "average_after")
@@ -58,6 +61,10 @@ class TrainingConfig:
         trackers: Where Accelerate logs to: ``"tensorboard"``, ``"wandb"``, ``"trackio"``.
         mixed_precision: Accelerate's autocast. A frozen encoder is better held in bfloat16
             itself (the ``dtype`` it is loaded with): autocast casts it again at every call.
+        cache: Where each process keeps what the layers below all that trains make of a text, so
+            that later epochs compute the layers above alone: ``"memory"``, ``"disk"``, or
+            ``"off"``.
+        cache_limit: Megabytes that a process keeps at most; what is beyond is computed each time.
         seed: Of the order of the data; recipes and commands seed torch with it too.
     """
 
@@ -79,6 +86,8 @@ class TrainingConfig:
     save_every: int = 0
     trackers: tuple[str, ...] = ()
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    cache: Literal["memory", "disk", "off"] = "memory"
+    cache_limit: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:

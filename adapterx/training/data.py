@@ -7,19 +7,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from adapterx.data import (
-    Row,
-    Stream,
-    by_language,
-    few_shot,
-    mix,
-    read_lines,
-    read_pairs,
-    read_rows,
-    relabel,
-)
+from adapterx.data import Stream, by_language, few_shot, mix, read_lines, read_pairs, read_rows
 from adapterx.errors import ConfigError
-from adapterx.tasks import label_column
+from adapterx.tasks import mapped
 from adapterx.tasks.task import Task
 from adapterx.training.batches import Records
 from adapterx.training.settings import RunSettings
@@ -124,13 +114,8 @@ def _parts(
     paths = {alone or "": given} if isinstance(given, str) else given
     parts: dict[str, Stream[Any]] = {}
     for tag, path in paths.items():
-        rows: Stream[Row] = read_rows(path, split=split, language=tag or None)
-        if settings.label_map:
-            column = label_column(task)
-            if column is None:
-                raise ConfigError(f"{task.kind} has no labels to map. Leave label_map out.")
-            rows = relabel(rows, settings.label_map, column=column)
-        parts[tag] = rows.map(task.record)
+        rows = read_rows(path, split=split, language=tag or None)
+        parts[tag] = mapped(task, rows, settings.label_map).map(task.record)
     return parts
 
 

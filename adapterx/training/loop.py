@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from adapterx.composition import JsonValue
 from adapterx.errors import ConfigError, DataError
 from adapterx.training.batches import Records, Step, count_of, steps_in_epoch, steps_of
+from adapterx.training.cache import cached
 from adapterx.training.checkpoint import (
     Checkpoint,
     fingerprint,
@@ -42,7 +43,7 @@ _Evaluate: TypeAlias = Callable[[nn.Module], Mapping[str, float]]
 # Readings of the loss in a run, for the bar and the trackers: each makes the host wait.
 _READINGS: Final = 100
 # Settings in which a run that goes on may differ from the one that was stopped.
-_FREE: Final = ("save_every", "trackers")
+_FREE: Final = ("save_every", "trackers", "cache_limit")
 
 
 @dataclass(slots=True)
@@ -136,7 +137,8 @@ def fit(
     place = newest(folder) if resume is True and folder is not None else resume
     if isinstance(place, Path):
         run.resume(place, settings or {})
-    with attention_for_training(model, accelerator.device), run.shown(title, progress):
+    attention = attention_for_training(model, accelerator.device)
+    with attention, run.shown(title, progress), run.cached(folder):
         run.go(collate)
     model.eval()
     return run.result
@@ -190,6 +192,13 @@ class _Run:
                 self._save()
         self._keep()
         result.seconds = time.perf_counter() - start
+
+    def cached(self, folder: Path | None) -> AbstractContextManager[None]:
+        """Compute what does not change once a text, where the run is known to read one again."""
+        epoch = steps_in_epoch(self.result.examples, self.config, self.accelerator.num_processes)
+        if not epoch or self.steps <= epoch:
+            return nullcontext()
+        return cached(self.stepper.model, self.config, folder=folder)
 
     def _left(self) -> Iterator[Step[Any]]:
         steps = steps_of(

@@ -291,10 +291,7 @@ def read_settings(
     settings = {key: given[key] for key in known if given.get(key) is not None}
     _check(settings)
     if "label_map" in settings:
-        settings["label_map"] = {
-            _label(old): None if new is None else _label(new)
-            for old, new in settings["label_map"].items()
-        }
+        settings["label_map"] = label_map_of(settings["label_map"])
     if "language" in settings:
         settings["language"] = standard_tag(settings["language"])
     rest = {key: value for key, value in given.items() if key not in known | loop}
@@ -351,6 +348,11 @@ def _files(key: str, given: Sequence[str]) -> str | dict[str, str]:
         raise ConfigError(f"{wrong[0]!r} in --{key}. Write LANG=FILE, e.g. sw=sw.jsonl.")
     pairs = (text.split("=", 1) for text in given)
     return {standard_tag(tag): path for tag, path in pairs}
+
+
+def label_map_of(given: Mapping[Any, Any]) -> dict[str, str | None]:
+    """Return a map of labels as texts, which YAML and JSON may have read as numbers."""
+    return {_label(old): None if new is None else _label(new) for old, new in given.items()}
 
 
 def assignment(text: str) -> tuple[str, Any]:

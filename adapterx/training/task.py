@@ -16,7 +16,7 @@ from adapterx.centring import SOURCE
 from adapterx.composition import Composition, JsonValue, Stack
 from adapterx.model import set_trainable
 from adapterx.neutrality import keep_mean, reading
-from adapterx.registry import heads_of, unwrap
+from adapterx.registry import active_on, heads_of, unwrap
 from adapterx.store.card import base_of
 from adapterx.tasks import task_to_json
 from adapterx.tasks.answers import answers
@@ -123,10 +123,10 @@ def train_task(
     if name is not None and heads is not None and name in heads.names():
         few = sample(train, _MEAN_OF)
         languages = languages_of(few, languages=config.languages, known=known)
-        with reading(model, tokenizer.all_special_ids) as mean:
+        with reading(model, tokenizer) as mean:
             answers(task, model, tokenizer, few, languages=languages)
-        below = Stack(compose or name)
-        under = Stack(*below.children[:-1]) if below.children[-1] == name else below
+        *below, last = Stack(active_on(model) or name).children
+        under = Stack(*below) if last == name else Stack(*below, last)
         keep_mean(model, name, SOURCE, mean.value, under=under)
     return result
 

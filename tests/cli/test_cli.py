@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -330,7 +331,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     "no verb": ("", ["VERB", "See: adapterx --help"]),
     "unknown verb": ("trian", ["no verb 'trian'. Did you mean 'train'?", "See: adapterx --help"]),
     "far verb": ("xyzzy", ["no verb 'xyzzy'. See: adapterx --help"]),
-    "missing arguments": ("train", ["model, task, train are not set.", "--model, --task, --train"]),
+    "missing arguments": ("train", ["task, train are not set.", "--task, --train"]),
     "missing adapter": ("show", ["required: adapter. See: adapterx show --help"]),
     "missing repository": ("push topics", ["USER/REPO"]),
     "unknown option": (f"{PREDICT} --langs sw w1", ["unrecognized arguments: --langs"]),
@@ -719,6 +720,21 @@ def test_a_task_is_trained_beside_translation_pairs(
     assert "pairs.jsonl, line 1: the fields are en, sw. A pair has 'yo' and one" in wrong.out
 
 
+def test_test_data_with_other_labels_are_scored_under_a_map(
+    call: Callable[..., Answer], world: World, trained: Path
+) -> None:
+    rows = [(text, {"food": "essen", "law": "2"}[label]) for text, label in sentences(12)]
+    rows.append(("w1 w2", "wetter"))
+    shared = ["--model", str(world.root / "tiny"), "--store", str(trained), "--task", "topics"]
+    test = ["--test", f"de={world.write('de.jsonl', _labelled(rows))}", "--resamples", "100"]
+    told = call("evaluate", *shared, *test)
+    assert (told.code, "label 'essen' is not one of food, law" in told.err) == (2, True)
+    renamed = ["--label-map", "essen=food", "2=law", "wetter=null"]
+    done = call("evaluate", *shared, *test, *renamed, "--json")
+    assert done.code == 0, done.err
+    assert done.data["rows"][0]["examples"] == 12
+
+
 def test_an_empty_store_lists_nothing(call: Callable[..., Answer], tmp_path: Path) -> None:
     done = call("list")
     assert (done.code, done.err) == (0, "")
@@ -780,3 +796,62 @@ def test_a_closed_pipe_ends_a_command_without_a_word(flags: list[str]) -> None:
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_language_is_centred_listed_and_told(
+    call: Callable[..., Answer], world: World, trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path / "store")
+    store = ["--store", str(tmp_path / "store")]
+    model = ["--model", str(world.root / "tiny")]
+    lines = "".join(f"{text}\n" for text, _ in sentences(40, offset=3))
+    text = world.write("om.txt", lines)
+    done = call("centre", *model, "--task", "topics", "--lang", "om", "--text", text, *store)
+    assert done.code == 0, done.err
+    assert "the mean of om over 40 texts" in done.out
+    served = {row["tag"]: row for row in call("languages", *store, "--json").data["languages"]}
+    assert served["om"] == {
+        "tag": "om",
+        "name": "Oromo",
+        "script": "Latin",
+        "adapters": [],
+        "labels": [],
+        "centred": ["topics"],
+    }
+    asked = call("predict", *model, "--task", "topics", "--lang", "om", *store, "--json", "w3 w4")
+    assert asked.data["composition"] == "Centred(topics, om)"
+    told = call(
+        *("predict", *model, "--task", "topics", "--lang", "auto", "--fallback", "none", *store),
+        *("--json", "Wachezaji walifanya mazoezi uwanjani jioni.", "w3 w4"),
+    )
+    assert [one["language"] for one in told.data["predictions"]] == ["sw", "und"]
+    assert call("languages", str(tmp_path / "store" / "none")).code == 2
+
+
+COVERED = {
+    "known words": ("w3 w4 w5\n" * 20, "unlearned"),
+    "some unknown": ("w3 w4 w5 w6 w7 w8 w9\n" * 19 + "woo w3\n" * 3, "gaps"),
+    "unknown words": ("Wachezaji walifanya w3\n" * 20, "unreadable"),
+}
+
+
+@pytest.mark.parametrize(("text", "verdict"), COVERED.values(), ids=COVERED)
+def test_coverage_says_what_the_tokenizer_does(
+    call: Callable[..., Answer],
+    world: World,
+    tmp_path: Path,
+    text: str,
+    verdict: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A name by which the encoder's pretraining is known.
+    model = tmp_path / "xlm-roberta-base"
+    shutil.copytree(str(world.root / "tiny"), model)
+    monkeypatch.chdir(tmp_path)
+    found = call(
+        *("coverage", "--model", model.name, "--lang", "mos", "--json"),
+        *("--text", world.write("mos.txt", text)),
+    )
+    assert found.code == 0, found.err
+    assert found.data["verdict"] == verdict
+    assert found.data["seen"] is False

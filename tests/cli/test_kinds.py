@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,10 @@ import torch
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 from adapterx.cli import main
-from adapterx.cli.using import load_for_task
 from adapterx.data import Row
 from adapterx.evaluation.columns import attach_task
 from adapterx.tasks import TASKS
+from adapterx.tasks.loading import load_for_task
 
 SETTINGS = [
     *("--epochs", "16", "--batch-size", "8", "--learning-rate", "1e-2", "--dtype", "float32"),
@@ -251,8 +250,7 @@ def test_a_kind_is_trained_asked_and_scored(
     texts = [one for one in kind.arguments if one != "--pair"]
     assert answer.pop("text") == (texts if len(texts) > 1 else texts[0])
 
-    options = Namespace(model=model, dtype="float32", store=None, task="asked")
-    loaded, tokenizer = load_for_task(options)
+    loaded, tokenizer = load_for_task(model, "asked", dtype="float32")
     _, task = attach_task(loaded, "asked", [])
     record = task.record(Row(kind.asked, "here"))
     assert [answer] == json.loads(json.dumps(task.tell(loaded, tokenizer, [record])))

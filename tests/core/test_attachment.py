@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +280,65 @@ def test_generation_runs_with_a_language_chosen_for_all_rows(translator, batch, 
         model.generate(**inputs, **settings)
     with adapterx.using(model, lang="en", target="yo"):
         assert torch.equal(model.generate(**inputs, **settings), expected)
+
+
+RELATED = {
+    "nearest": Stack("sw", "topics"),
+    "average": Stack(
+        adapterx.Average({"sw": 0.992, Scale("maori", 0.5): 0.008}, over="outputs"), "topics"
+    ),
+    "none": "topics",
+}
+
+
+@pytest.mark.parametrize(("fallback", "expected"), RELATED.items(), ids=RELATED)
+def test_a_language_without_an_adapter_falls_back_as_told(
+    store: Path, fallback: Any, expected: Any
+) -> None:
+    """Kinyarwanda is a Bantu language like Swahili, Māori is far away."""
+    model = adapterx.attach(_model(), lang="rw", task="topics", store=store, fallback=fallback)
+    registry = registry_of(model)
+    assert registry is not None
+    if fallback == "average":  # the weights are those of the library's release
+        active: Any = registry.active
+        assert active.children[1] == "topics"
+        assert set(active.children[0].children) == {"sw", Scale("maori", 0.5)}
+        assert active.children[0].weights[active.children[0].children.index("sw")] > 0.9
+    else:
+        assert registry.active == expected
+
+
+def test_the_nearest_may_be_a_language_that_the_task_is_centred_on(
+    store: Path, tokenizer: Any
+) -> None:
+    model = adapterx.attach(_model(), task="topics", store=store)
+    texts = [f"w{at} w{at + 1}" for at in range(20)]
+    for lang in ("en", "xh"):
+        adapterx.centre(model, tokenizer, texts, lang=lang, task="topics")
+    adapterx.attach(model, lang="zu", task="topics", store=store, fallback="nearest")
+    assert adapterx.summary(model).active == "Centred(topics, xh)"
+
+
+def test_related_languages_are_needed_to_fall_back_on(tmp_path: Path) -> None:
+    model = _model()
+    adapterx.add(model, "topics", Bottleneck(), language="en", labels=["a", "b"])
+    with pytest.raises(UnknownNameError, match="none of another language either"):
+        adapterx.attach(model, lang="rw", task="topics", store=tmp_path, fallback="nearest")
+
+
+def test_predict_finds_the_language_of_each_text(
+    store: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(store, store / "home" / "adapters")
+    monkeypatch.setenv("ADAPTERX_HOME", str(store / "home"))
+    model = adapterx.attach(_model(), task="topics")
+    texts = ["Wachezaji walifanya mazoezi uwanjani jioni.", "7 8", "Prices rose again this year."]
+    told = adapterx.predict(model, tokenizer, texts, lang="auto")
+    wanted = adapterx.predict(model, tokenizer, texts, lang=["sw", "und", "en"], fallback="none")
+    assert told == wanted
+    with pytest.raises(UnknownNameError, match="'fr'"):
+        adapterx.predict(model, tokenizer, ["Le prix du pain augmente encore."], lang="auto")
+    adapterx.predict(
+        model, tokenizer, ["Le prix du pain augmente encore."], lang="auto", fallback="none"
+    )
+    assert adapterx.summary(model).active == "topics"

@@ -92,6 +92,11 @@ def test_columns_are_built_from_what_is_on_the_model(model: Any) -> None:
         },
         "source": dict.fromkeys(TAGS, Stack("en", "topics")),
         "averaged": dict.fromkeys(TAGS, mean),
+        "nearest": {
+            "fr": Stack("en", "topics"),
+            "sw": Stack(yo, "topics"),
+            "yo": Stack("sw", "topics"),
+        },
     }
     assert shuffled.keys() == {"en", "sw", "yo"}
     assert list(columns_of(model, "topics", TAGS, columns=("own", "task"))) == ["own", "task"]
@@ -116,7 +121,7 @@ def test_shuffles_differ_by_seed(model: Any) -> None:
 def test_a_column_that_no_language_has_is_left_out(model: Any) -> None:
     adapterx.detach(model, "en")
     adapterx.detach(model, "yo")
-    assert list(columns_of(model, "topics", TAGS)) == ["task", "own", "averaged"]
+    assert list(columns_of(model, "topics", TAGS)) == ["task", "own", "averaged", "nearest"]
     adapterx.detach(model, "sw")
     assert list(columns_of(model, "topics", TAGS)) == ["task"]
 
@@ -152,12 +157,15 @@ def test_a_task_comes_with_every_language_adapter_of_the_store(
 def test_every_cell_holds_what_its_composition_answers(
     model: Any, tokenizer: Any, tests: dict[str, list[Example]]
 ) -> None:
+    for lang in ("en", "sw"):
+        texts = [f"w{number} w7" for number in range(20)]
+        adapterx.centre(model, tokenizer, texts, lang=lang, task="topics")
     columns = columns_of(model, "topics", TAGS)
     measured = measure(
         model, tokenizer, TASK, tests, columns, name="topics", source="en", batch_size=5
     )
-    assert measured.columns == tuple(COLUMNS)
-    assert len(measured.answered) == 4 + 3 + 4 + 4 + 3
+    assert set(measured.columns) == set(COLUMNS)
+    assert len(measured.answered) == 4 + 3 + 4 + 4 + 3 + 2 + 3
     different = set()
     for one in measured.answered:
         composition = columns[one.column][one.language]
@@ -338,6 +346,16 @@ def test_records_are_joined_by_their_ids_where_all_have_one(folder: Path) -> Non
     assert tests["sw"].ids == tests["yo"].ids == [str(at) for at in range(6)]
     assert (tests["en"].ids, tests["fo"].ids) == ((), ())
     assert len(tests["fo"].records) == 2
+
+
+def test_labels_of_the_test_data_are_read_by_the_names_of_the_task(folder: Path) -> None:
+    lines = [{"text": f"w{at}", "label": label} for at, label in enumerate(("kunst", "7", "law"))]
+    (folder / "de.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    files = find_tests([str(folder)], ["de"])
+    with pytest.raises(DataError, match="label 'kunst' is not one of art, food, law"):
+        read_tests(TASK, files)
+    read = read_tests(TASK, files, label_map={"kunst": "art", "7": None})
+    assert [(one.text, one.label) for one in read["de"].records] == [("w0", "art"), ("w2", "law")]
 
 
 # ------------------------------------------------------------------ the manifest

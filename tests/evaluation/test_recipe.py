@@ -53,7 +53,6 @@ def world(
         (tmp_path / "tests" / f"{tag}.test.jsonl").write_text("".join(lines))
     settings = {
         "model": str(tmp_path / "tiny"),
-        "pooling": "mean",
         "dtype": "float32",
         "task": "topics",
         "test": str(tmp_path / "tests"),

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adapterx
-from adapterx import Average, Fuse, Fusion, LoRA, Parallel, PerExample, Scale, Side, Stack
+from adapterx import Average, Centred, Fuse, Fusion, LoRA, Parallel, PerExample, Scale, Side, Stack
 from adapterx.composition import (
     Composition,
     choices,
@@ -27,7 +27,7 @@ from adapterx.errors import CompositionError
 from adapterx.methods import methods_of
 from adapterx.registry import adapter_modules
 
-KINDS = ["Stack", "Scale", "Average", "Parallel", "Fuse", "PerExample", "Side"]
+KINDS = ["Stack", "Scale", "Average", "Parallel", "Fuse", "PerExample", "Side", "Centred"]
 NAMES = st.one_of(
     st.sampled_from([*KINDS, "sw", "nli", "None", "to", "zh-Hant", "7", "ɛʋɛ", "日本語"]),
     st.sampled_from(["outputs", "weights", "lang", "decoder", "0-5", "nan"]),
@@ -60,6 +60,7 @@ def _extended(children: st.SearchStrategy[Composition]) -> st.SearchStrategy[Com
         some.map(lambda many: Parallel(*many)),
         st.builds(lambda many, by: Fuse(*many, by=by), some, NAMES),
         st.builds(Side, children, st.sampled_from(["encoder", "decoder"])),
+        st.builds(Centred, children, st.none() | NAMES),
         *[
             # What a row may choose has the same number of outputs: one composition, scaled.
             st.tuples(children, *[FACTORS] * len(keys)).map(
@@ -246,6 +247,12 @@ NESTED: dict[str, tuple[str, str, Any, Any]] = {
         ", decoder)",
         lambda d: {"side": d, "of": "decoder"},
         lambda c: Side(c, "decoder"),
+    ),
+    "centred": (
+        "Centred(",
+        ", sw)",
+        lambda d: {"centred": d, "for": "sw"},
+        lambda c: Centred(c, "sw"),
     ),
 }
 

@@ -142,7 +142,7 @@ def test_the_smoke_run_saves_an_adapter_that_answers(
     assert printed["scores"].keys() >= {"dev accuracy", "dev macro_f1", "test accuracy sw"}
     assert printed["score"] == printed["scores"]["dev accuracy"]
     folder = Path(printed["folder"])
-    assert folder == out / "adapter"
+    assert folder == out / "adapter-smoke"
     model, tokenizer = load_encoder(str(data / "tiny"), pooling="mean", dtype="float32")
     adapterx.attach(model, task=str(folder))
     (answer,) = adapterx.predict(model, tokenizer, ["w1 w2"])
