@@ -30,7 +30,7 @@ from accelerate.utils import set_seed
 import adapterx
 from adapterx.encoders import load_encoder
 from adapterx.errors import AdapterError
-from adapterx.training.data import read_dev, read_tests, read_training
+from adapterx.training.data import read_dev, read_terms, read_tests, read_training
 from adapterx.training.processes import accelerator_for
 from adapterx.training.settings import add_flags, read_settings
 from adapterx.training.task import facts_of, score_tests, train_task
@@ -68,6 +68,7 @@ def main(arguments: list[str]) -> None:
     # Data: labelled records of one language, or of several; test data of any.
     task, train = read_training(settings.build_task(), settings)
     dev, tests = read_dev(task, settings), read_tests(task, settings)
+    terms = read_terms(settings)
     if options.smoke:
         first = train if isinstance(train, Sequence) else train.shuffled(config.seed)
         step = config.batch_size * config.gradient_accumulation * accelerator.num_processes
@@ -109,6 +110,7 @@ def main(arguments: list[str]) -> None:
         dev=dev,
         config=config,
         compose=settings.compose,
+        terms=terms,
         accelerator=accelerator,
         folder=settings.folder,
         resume=settings.checkpoint,
@@ -117,7 +119,7 @@ def main(arguments: list[str]) -> None:
     # Test: what was active in training, in every language; each record counts once.
     scores = score_tests(task, model, tokenizer, tests, config=config, accelerator=accelerator)
     composition = settings.compose or (name if method else "full")
-    facts = facts_of(task, config, result, compose=composition, tests=scores)
+    facts = facts_of(task, config, result, compose=composition, terms=terms, tests=scores)
 
     # Saving, by one process.
     if accelerator.is_main_process:

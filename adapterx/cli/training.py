@@ -74,7 +74,7 @@ def _train(options: argparse.Namespace) -> JsonValue:
     from adapterx.encoders import load_encoder
     from adapterx.store.card import base_of
     from adapterx.store.local import place_for
-    from adapterx.training.data import read_dev, read_tests, read_training
+    from adapterx.training.data import read_dev, read_terms, read_tests, read_training
     from adapterx.training.task import facts_of, score_tests, train_task
 
     method = settings.build_method()
@@ -82,6 +82,7 @@ def _train(options: argparse.Namespace) -> JsonValue:
         raise ConfigError("method is 'full', which makes a whole model. Say where: --output.")
     kind, train = read_training(settings.build_task(), settings)
     dev, tests = read_dev(kind, settings), read_tests(kind, settings)
+    terms = read_terms(settings)
     set_seed(config.seed)
     model, tokenizer = load_encoder(
         settings.model,
@@ -114,12 +115,13 @@ def _train(options: argparse.Namespace) -> JsonValue:
         dev=dev,
         config=config,
         compose=settings.compose,
+        terms=terms,
         folder=settings.folder or target.with_name(f"{target.name}.run"),
         resume=settings.checkpoint,
     )
     scores = score_tests(kind, model, tokenizer, tests, config=config)
     composition = settings.compose or (name if method else "full")
-    facts = facts_of(kind, config, result, compose=composition, tests=scores)
+    facts = facts_of(kind, config, result, compose=composition, terms=terms, tests=scores)
     if method is None:
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)

@@ -18,7 +18,16 @@ import torch
 from adapterx.errors import DataError
 from adapterx.training.config import TrainingConfig
 
-__all__ = ["Records", "Shuffles", "Step", "count_of", "sample", "steps_in_epoch", "steps_of"]
+__all__ = [
+    "Records",
+    "Shuffles",
+    "Step",
+    "count_of",
+    "in_order",
+    "sample",
+    "steps_in_epoch",
+    "steps_of",
+]
 
 _Record = TypeVar("_Record")
 _Shuffled = TypeVar("_Shuffled", covariant=True)
@@ -68,6 +77,12 @@ def sample(records: Records[_Record], count: int) -> list[_Record]:
         chosen = np.random.default_rng(0).permutation(len(records))[:count]
         return [records[int(at)] for at in sorted(chosen)]
     return list(itertools.islice(records.shuffled(0), count))
+
+
+def in_order(records: Records[_Record], seed: int) -> Iterator[_Record]:
+    """Yield the records in the order that hangs on a seed, as an epoch has them."""
+    keys, read = _order(records, seed)
+    return map(read, keys)
 
 
 def steps_in_epoch(count: int, config: TrainingConfig, processes: int) -> int:

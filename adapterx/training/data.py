@@ -7,14 +7,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from adapterx.data import Stream, by_language, few_shot, mix, read_rows
+from adapterx.data import Stream, by_language, few_shot, mix, read_lines, read_pairs, read_rows
 from adapterx.errors import ConfigError
 from adapterx.tasks import mapped
 from adapterx.tasks.task import Task
 from adapterx.training.batches import Records
 from adapterx.training.settings import RunSettings
+from adapterx.training.terms.adversarial import LanguageAdversary
+from adapterx.training.terms.consistency import Consistency
+from adapterx.training.terms.switching import Switched, read_dictionary
+from adapterx.training.terms.term import Term
 
-__all__ = ["read_dev", "read_tests", "read_training"]
+__all__ = ["read_dev", "read_terms", "read_tests", "read_training"]
 
 
 def read_training(task: Task[Any], settings: RunSettings) -> tuple[Task[Any], Records[Any]]:
@@ -25,7 +29,8 @@ def read_training(task: Task[Any], settings: RunSettings) -> tuple[Task[Any], Re
         settings: What says where the data are, and what of them is used.
 
     Returns:
-        The task with its labels, or those that occur; and its records, in memory or as a stream.
+        The task with its labels, or those that occur; and its records, in memory or as a stream,
+        code-switched where there is a dictionary.
 
     Raises:
         DataError: If there are none, one is wrong, or a language has too few; with its line.
@@ -46,16 +51,44 @@ def read_training(task: Task[Any], settings: RunSettings) -> tuple[Task[Any], Re
     elif not settings.stream:
         records = list(records)
     task = task.with_labels(_Passes(records) if isinstance(records, Stream) else records)
+    records = _mixed(records, parts, settings)
+    if not settings.dictionary:
+        return task, records
+    given = settings.dictionary
+    dictionary = read_dictionary([given] if isinstance(given, str) else given)
+    return task, Switched(records, dictionary, probability=settings.switch_probability)
+
+
+def _mixed(records: Any, parts: Mapping[str, Stream[Any]], settings: RunSettings) -> Records[Any]:
     temperature = {
         "concatenate": 1.0,
         "temperature": settings.mixing_temperature,
         "balanced": math.inf,
     }[settings.mixing]
     if isinstance(records, Stream):
-        return task, mix(parts, temperature=temperature) if len(parts) > 1 else records
+        return mix(parts, temperature=temperature) if len(parts) > 1 else records
     if settings.mixing == "concatenate":
-        return task, records
-    return task, mix(by_language(records), temperature=temperature)
+        return records
+    return mix(by_language(records), temperature=temperature)
+
+
+def read_terms(settings: RunSettings) -> list[Term[Any]]:
+    """Read what is learnt from beside the labels; nothing where nothing is named.
+
+    Raises:
+        DataError: If a file cannot be read, is empty, or has a wrong line.
+        ConfigError: If a weight is out of range, or an adversary has one language.
+    """
+    terms: list[Term[Any]] = []
+    if settings.align:
+        pairs = {tag: read_pairs(path, target=tag) for tag, path in settings.align.items()}
+        terms.append(
+            Consistency(pairs=pairs, weight=settings.align_weight, centred=settings.align_centred)
+        )
+    if settings.adversary:
+        texts = {tag: read_lines(path) for tag, path in settings.adversary.items()}
+        terms.append(LanguageAdversary(texts=texts, weight=settings.adversary_weight))
+    return terms
 
 
 def read_dev(task: Task[Any], settings: RunSettings) -> list[Any]:

@@ -48,6 +48,13 @@ _FLAGS: Final[Mapping[str, str]] = {
     "reduction": "hidden size over the width of a bottleneck",
     "rank": "of a lora",
     "layers": "all, 'upper third', or 8,9,10,11",
+    "align": "translation pairs whose sides shall be answered alike: LANG=FILE, .jsonl",
+    "align_weight": "of their loss",
+    "align_centred": "true to centre the head's input on each batch's language",
+    "adversary": "plain text whose language the vectors shall hide: LANG=FILE, two at least",
+    "adversary_weight": "of its reversed gradient",
+    "dictionary": "bilingual dictionaries to switch words by: files of word, tab, translation",
+    "switch_probability": "that a word of the dictionary is switched, above 0 to 1",
     "compose": "what is active in training, e.g. 'Stack(en, topics)'; names in the store",
     "pooling": "how texts are read to classify them",
     "dtype": "of the frozen weights",
@@ -61,7 +68,8 @@ _CHOICES: Final[Mapping[str, Sequence[str]]] = {
     "mixing": ("concatenate", "temperature", "balanced"),
 }
 _KIND: Final = "text-classification"
-_MANY: Final = ("train", "dev", "test")
+_BY_LANGUAGE: Final = ("align", "adversary")
+_MANY: Final = ("train", "dev", "test", *_BY_LANGUAGE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +94,16 @@ class RunSettings:
         reduction: Reduction factor of a bottleneck.
         rank: Rank of a LoRA.
         layers: Where the adapter acts: ``"all"``, ``"upper third"``, or indices.
+        align: Translation pairs by the language that is answered as the source sentence is; see
+            `adapterx.training.terms.consistency`.
+        align_weight: Weight of their loss.
+        align_centred: Whether the head's input is centred on each batch's language meanwhile.
+        adversary: Plain text by language, from which a language classifier learns that the
+            adapter shall mislead; see `adapterx.training.terms.adversarial`.
+        adversary_weight: Weight of its reversed gradient.
+        dictionary: Files of words and translations, by which training texts are code-switched;
+            see `adapterx.training.terms.switching`.
+        switch_probability: That a word of the dictionary is switched.
         compose: What is active in training; None for the task alone.
         pooling: As `adapterx.encoders.load_encoder`.
         dtype: The same; a model that trains whole is held in float32.
@@ -112,6 +130,13 @@ class RunSettings:
     reduction: float = 16
     rank: int = 16
     layers: str | Sequence[int] = "upper third"
+    align: Mapping[str, str] = field(default_factory=dict)
+    align_weight: float = 1.0
+    align_centred: bool = False
+    adversary: Mapping[str, str] = field(default_factory=dict)
+    adversary_weight: float = 0.1
+    dictionary: str | Sequence[str] = ()
+    switch_probability: float = 0.3
     compose: str | None = None
     pooling: str = "auto"
     dtype: str = "auto"
@@ -195,7 +220,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             f"--{name.replace('_', '-')}",
             type=_truth if kind is bool else kind,
             help=text + shown,
-            nargs="+" if name in _MANY else None,
+            nargs="+" if name in _MANY or name == "dictionary" else None,
             choices=_CHOICES.get(name),
         )
     for name in ("text", "pair", "label"):
@@ -294,8 +319,15 @@ def _check(settings: Mapping[str, Any]) -> None:
     for key, allowed in _CHOICES.items():
         if settings.get(key, allowed[0]) not in allowed:
             raise ConfigError(f"{key} is {settings[key]!r}. Use {', '.join(allowed)}.")
-    if not isinstance(settings.get("stream", False), bool):
-        raise ConfigError(f"stream is {settings['stream']!r}. Use true or false.")
+    for key in ("stream", "align_centred"):
+        if not isinstance(settings.get(key, False), bool):
+            raise ConfigError(f"{key} is {settings[key]!r}. Use true or false.")
+    for key in _BY_LANGUAGE:
+        if not isinstance(settings.get(key, {}), Mapping):
+            raise ConfigError(f"{key} is {settings[key]!r}. Name a file for each language.")
+    for key in ("align_weight", "adversary_weight", "switch_probability"):
+        if not isinstance(settings.get(key, 1), int | float) or settings.get(key) is True:
+            raise ConfigError(f"{key} is {settings[key]!r}, not a number.")
     count = settings.get("few_shot", 0)
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         raise ConfigError(f"few_shot is {count!r}, not a whole number of at least 0.")

@@ -26,6 +26,7 @@ from adapterx.training.config import TASK_CONFIG, TrainingConfig
 from adapterx.training.loop import Result, fit
 from adapterx.training.processes import accelerator_for
 from adapterx.training.routing import language_choices, languages_of, route
+from adapterx.training.terms.term import Beside, Term
 
 __all__ = ["facts_of", "score", "score_tests", "train_task"]
 
@@ -43,6 +44,7 @@ def train_task(
     dev: Sequence[Any] = (),
     config: TrainingConfig = TASK_CONFIG,
     compose: Composition | None = None,
+    terms: Sequence[Term[Any]] = (),
     accelerator: Accelerator | None = None,
     folder: Path | None = None,
     resume: bool | Path = False,
@@ -60,6 +62,7 @@ def train_task(
         config: The settings of the loop.
         compose: What is active in training, for example the task on its language's adapter; None
             for the task alone.
+        terms: What is read and lost beside the labels; see `adapterx.training.terms`.
         accelerator: Accelerate's; None for a new one.
         folder: Where checkpoints and logs go.
         resume: Go on from the newest checkpoint in `folder`, if there is one, or from the
@@ -71,7 +74,7 @@ def train_task(
 
     Raises:
         UnknownNameError: If an adapter is not attached.
-        ConfigError, DataError: As `adapterx.training.loop.fit`.
+        ConfigError, DataError: As `adapterx.training.loop.fit`; if a term does not fit the task.
     """
     base = asdict(base_of(unwrap(model)))
     if name is None:
@@ -84,6 +87,7 @@ def train_task(
     accelerator = accelerator or accelerator_for(config, folder=folder)
     known = language_choices(model, config.languages)
     chosen = languages_of(dev, languages=config.languages, known=known)
+    beside = Beside(terms, task, tokenizer, config, processes=accelerator.num_processes)
 
     def collate(records: Sequence[Any], step: int) -> Mapping[str, Any]:
         batch = task.batch(tokenizer, records, config.max_length)
@@ -92,27 +96,29 @@ def train_task(
     def evaluate(current: nn.Module) -> Mapping[str, float]:
         return score(task, current, tokenizer, dev, accelerator=accelerator, languages=chosen)
 
-    result = fit(
-        model,
-        train,
-        collate=collate,
-        items=task.items,
-        loss=task.loss,
-        config=config,
-        evaluate=evaluate if dev else None,
-        metric=task.score,
-        accelerator=accelerator,
-        folder=folder,
-        resume=resume,
-        settings={
-            "base": base,
-            "task": task_to_json(task),
-            "labels": list(task.labels),
-            "composition": str(compose or name),
-        },
-        progress=progress,
-        title=f"task {name or task.kind}",
-    )
+    with beside.joined(model):
+        result = fit(
+            model,
+            beside.records(train),
+            collate=beside.collate(collate),
+            items=task.items,
+            loss=beside.loss,
+            config=config,
+            evaluate=evaluate if dev else None,
+            metric=task.score,
+            accelerator=accelerator,
+            folder=folder,
+            resume=resume,
+            settings={
+                "base": base,
+                "task": task_to_json(task),
+                "labels": list(task.labels),
+                "composition": str(compose or name),
+                **({"terms": beside.facts} if terms else {}),
+            },
+            progress=progress,
+            title=f"task {name or task.kind}",
+        )
     heads = heads_of(model)
     if name is not None and heads is not None and name in heads.names():
         few = sample(train, _MEAN_OF)
@@ -184,6 +190,7 @@ def facts_of(
     result: Result,
     *,
     compose: str,
+    terms: Sequence[Term[Any]] = (),
     tests: Mapping[str, float] | None = None,
 ) -> dict[str, JsonValue]:
     """Return what a card says of a training: the task, how it was trained, its scores."""
@@ -201,6 +208,7 @@ def facts_of(
             "seed": config.seed,
             "seconds": round(result.seconds, 1),
             "composition": compose,
+            **({"terms": [term.facts for term in terms]} if terms else {}),
         },
         "scores": {
             **{f"dev {name}": value for name, value in result.final.items()},

@@ -698,6 +698,28 @@ def test_a_task_on_pairs_reads_both_texts(
     assert "1 texts after --pair for 2 before" in wrong.err
 
 
+def test_a_task_is_trained_beside_translation_pairs(
+    call: Callable[..., Answer], world: World, tmp_path: Path
+) -> None:
+    labels = "".join(
+        json.dumps({"text": text, "label": label}) + "\n" for text, label in sentences(32)
+    )
+    pairs = "".join(
+        json.dumps({"en": first, "sw": second}) + "\n"
+        for (first, _), (second, _) in zip(sentences(20), sentences(20, seed=5), strict=True)
+    )
+    train = ["--model", str(world.root / "tiny"), "--store", str(tmp_path), "--task", "aligned"]
+    train += ["--train", world.write("labels.jsonl", labels), "--epochs", "1", "--json"]
+    align = ["--align", f"sw={world.write('pairs.jsonl', pairs)}", "--align-centred", "true"]
+    switch = ["--dictionary", world.write("words.txt", "w20\tw80\n")]
+    told = call("train", *train, *align, *switch).data
+    (term,) = told["training"]["terms"]
+    assert (term["term"], term["pairs"], term["centred"]) == ("consistency", {"sw": 20}, True)
+    wrong = call("train", *train, "--align", f"yo={world.write('pairs.jsonl', pairs)}")
+    assert wrong.code == 2
+    assert "pairs.jsonl, line 1: the fields are en, sw. A pair has 'yo' and one" in wrong.out
+
+
 def test_test_data_with_other_labels_are_scored_under_a_map(
     call: Callable[..., Answer], world: World, trained: Path
 ) -> None:

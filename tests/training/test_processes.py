@@ -20,6 +20,7 @@ CASES: dict[str, dict[str, Any]] = {
     "full": {"method": "full", "config": {"learning_rate": 1e-3}},
     "routed rows": {"compose": f"Stack({CHOICE}, t)", "config": {"languages": "rows"}},
     "cycle": {"compose": f"Stack({CHOICE}, t)", "config": {"languages": "cycle"}},
+    "terms": {"terms": {"weight": 0.7}, "config": {"gradient_accumulation": 2}},
     "accumulated": {"compose": "Stack(sw, t)", "config": {"gradient_accumulation": 2}},
 }
 

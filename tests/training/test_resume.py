@@ -39,12 +39,17 @@ CASES: dict[str, dict[str, Any]] = {
         "compose": f"Stack({CHOICE}, t)",
         "config": {"keep": "average", "languages": "rows", "evaluate_every": 2},
     },
+    "terms": {
+        "terms": {"weight": 0.7, "centred": True},
+        "config": {"batch_size": 8, "gradient_accumulation": 2},
+        "examples": 48,
+    },
     "full": {"method": "full", "config": {"keep": "last", "gradient_accumulation": 2}},
 }
 
 
 def _given(case: str, folder: Path) -> dict[str, Any]:
-    given = {**CASES[case], "examples": 22, "dev": 9, "dropout": 0.3}
+    given = {"examples": 22, "dev": 9, "dropout": 0.3, **CASES[case]}
     return {**given, "config": {**CONFIG, **given["config"]}, "checkpoints": str(folder)}
 
 

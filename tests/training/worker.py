@@ -21,11 +21,14 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 import adapterx
+from adapterx.data import SentencePair
 from adapterx.tasks.answers import answers
 from adapterx.tasks.classification import Example, TextClassification
 from adapterx.training.config import TrainingConfig
 from adapterx.training.processes import accelerator_for
 from adapterx.training.task import train_task
+from adapterx.training.terms.adversarial import LanguageAdversary
+from adapterx.training.terms.consistency import Consistency
 
 LABELS = ("food", "law")
 LANGUAGES = ("en", "sw", "yo")
@@ -69,6 +72,23 @@ def examples(count: int, *, seed: int = 0) -> list[Example]:
     return made
 
 
+def terms(**settings: Any) -> list[Any]:
+    """Return pairs of two languages that shall be answered alike, and an adversary of their texts.
+
+    A translation has other words and their order turned round.
+    """
+    pairs: dict[str, list[SentencePair]] = {}
+    for seed, tag in enumerate(LANGUAGES[1:], 2):
+        texts = [one.text for one in examples(10 + seed, seed=seed)]
+        turned = [
+            " ".join(f"w{int(word[1:]) + 20}" for word in text.split()[::-1]) for text in texts
+        ]
+        pairs[tag] = [SentencePair(*one) for one in zip(texts, turned, strict=True)]
+    read = {tag: [pair.target for pair in some] for tag, some in pairs.items()}
+    read["en"] = [pair.source for some in pairs.values() for pair in some]
+    return [Consistency(pairs=pairs, **settings), LanguageAdversary(texts=read, weight=0.5)]
+
+
 class Fragile:
     """A task whose process ends for good when a batch of a certain step is made."""
 
@@ -105,8 +125,8 @@ def main(given: Mapping[str, Any]) -> None:
     """Train, and write ``process-0.json`` and ``weights-0.safetensors`` into ``out``.
 
     The keys: ``out``; ``processes``, which must be right; ``method``, ``compose``, ``config``,
-    ``examples``, ``dev`` (counts), ``dropout``; ``checkpoints``, ``resume``, ``dies`` (after so
-    many batches).
+    ``examples``, ``dev`` (counts), ``dropout``, ``terms`` (settings of consistency);
+    ``checkpoints``, ``resume``, ``dies`` (after so many batches).
     """
     config = TrainingConfig(**given.get("config", {}))
     accelerator = accelerator_for(config)
@@ -133,6 +153,7 @@ def main(given: Mapping[str, Any]) -> None:
         dev=dev,
         config=config,
         compose=given.get("compose"),
+        terms=terms(**given["terms"]) if "terms" in given else (),
         accelerator=accelerator,
         folder=folder,
         resume=given.get("resume", False),

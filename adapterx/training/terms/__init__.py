@@ -1,0 +1,1 @@
+"""Terms: what the training of a task reads and loses beside its labels, for neutral languages."""
