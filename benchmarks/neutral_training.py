@@ -26,10 +26,9 @@ from adapterx import LoRA
 from adapterx.centring import SOURCE
 from adapterx.data import read_pairs
 from adapterx.encoders import ENCODER_NAME, load_encoder
-from adapterx.prediction import encoded_batches
 from adapterx.registry import heads_of
 from adapterx.tasks import read_records
-from adapterx.tasks.classification import TextClassification
+from adapterx.tasks.classification import TextClassification, text_batch
 from adapterx.training.config import TrainingConfig
 from adapterx.training.task import train_task
 from adapterx.training.terms.adversarial import LanguageAdversary
@@ -107,7 +106,9 @@ def run(name: str, seed: int, data: Path) -> dict[str, Any]:
         vectors = torch.empty(len(tests), model.config.hidden_size)
         with torch.inference_mode():
             asked = [record.text for record in tests]
-            for rows, batch in encoded_batches(model, tokenizer, asked, 64):
+            for start in range(0, len(asked), 64):
+                rows = slice(start, start + 64)
+                batch = text_batch(tokenizer, asked[rows], config.max_length)
                 vectors[rows] = vectors_of(model, batch)
             # As `adapterx.centre` on the unlabelled test texts, in one pass for both scores; what
             # other texts there are is of another kind.
