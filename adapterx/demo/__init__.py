@@ -44,7 +44,9 @@ from adapterx.store.local import place_for
 from adapterx.tasks import read_records, task_to_json
 from adapterx.tasks.classification import TextClassification
 from adapterx.training.config import LANGUAGE_CONFIG, TASK_CONFIG
-from adapterx.training.language import choose_strength, hold_out, train_language
+from adapterx.training.language import train_language
+from adapterx.training.objectives.objective import Corpus
+from adapterx.training.strength import choose_strength, hold_out
 from adapterx.training.task import train_task
 
 __all__ = ["TASK", "run_demo"]
@@ -114,7 +116,7 @@ def run_demo(output: Path, *, seed: int = 0, show: bool = True) -> dict[str, Jso
         )
         add(model, tag, Bottleneck(reduction=2), kind="language")
         config = replace(LANGUAGE_CONFIG, seed=seed)
-        train_language(model, tokenizer, tag, pairs=pairs, text=text, config=config)
+        train_language(model, tokenizer, {tag: Corpus(text=text, pairs=pairs)}, config=config)
         strength, agreement = choose_strength(model, tokenizer, tag, task=TASK, pairs=held)
         steps.say(f"strength {strength:g}, by agreement on {len(held)} held-out pairs")
         chosen[tag] = {

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -35,25 +37,30 @@ __all__ = [
     "Pooling",
     "best_dtype",
     "encoder_source",
+    "fresh_parameters",
     "load_encoder",
     "load_tokenizer",
 ]
 
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 Pooling: TypeAlias = Literal["auto", "mean", "model"]
-Head: TypeAlias = Literal["sequence", "token", "span", "none", "seq2seq"]
+Head: TypeAlias = Literal["sequence", "token", "span", "none", "seq2seq", "masked"]
 _CLASSES: Final[Mapping[Head, Any]] = {
     "sequence": AutoModelForSequenceClassification,
     "token": AutoModelForTokenClassification,
     "span": AutoModelForQuestionAnswering,
     "none": AutoModel,
     "seq2seq": AutoModelForSeq2SeqLM,
+    "masked": AutoModelForMaskedLM,
 }
 _DTYPES: Final = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+# What a checkpoint lacked, as long as the model lives.
+_FRESH: Final[WeakKeyDictionary[PreTrainedModel, frozenset[str]]] = WeakKeyDictionary()
 
 
 def encoder_source(model: str) -> str:
@@ -77,7 +84,8 @@ def load_encoder(
     Args:
         model: ``"e5-small-q4"`` (the packaged encoder), a folder, or a Hub id.
         head: ``"sequence"`` classifies texts, ``"token"`` tokens, ``"span"`` finds answers in
-            texts; ``"none"`` is the bare encoder, ``"seq2seq"`` an encoder-decoder.
+            texts; ``"none"`` is the bare encoder, ``"seq2seq"`` an encoder-decoder; ``"masked"``
+            fills in hidden pieces (`fresh_parameters` says whether the checkpoint had that head).
         labels: Label names of the head; empty for two unnamed ones.
         pooling: How texts are read to classify them: ``"mean"`` is the mean over tokens,
             ``"model"`` what Hugging Face's class for the family reads; ``"auto"`` is the mean for
@@ -123,6 +131,7 @@ def load_encoder(
             **({"add_pooling_layer": False} if bare else {}),
         )
         _check_weights(loaded, info)
+        _FRESH[loaded] = frozenset(info["missing_keys"])
         tokenizer = load_tokenizer(model, revision=revision)
     except (OSError, ValueError, SafetensorError) as error:
         if isinstance(error, BaseModelError):
@@ -132,6 +141,11 @@ def load_encoder(
             f"{ENCODER_NAME!r}, a folder that save_pretrained wrote, or a Hub id."
         ) from error
     return loaded.eval().to(device), tokenizer
+
+
+def fresh_parameters(model: PreTrainedModel) -> frozenset[str]:
+    """Return the names of those parameters that `load_encoder` did not find in the checkpoint."""
+    return _FRESH.get(model, frozenset())
 
 
 def load_tokenizer(model: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -1,209 +1,190 @@
-"""Training a language adapter on a frozen encoder: from translation pairs, and plain text.
-
-Pairs teach what the words mean (see `adapterx.training.objectives.alignment`). Plain text keeps
-the adapter honest: there the frozen encoder's own states are the target, so that the adapter
-moves what the pairs are about and little else.
-"""
+"""Training language adapters on a frozen encoder, one or several at once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from adapterx.activation import activate, using
-from adapterx.composition import Scale, Stack
-from adapterx.data import SentencePair
-from adapterx.errors import DataError
-from adapterx.model import set_strength, set_trainable
-from adapterx.prediction import logits_of
+from adapterx.composition import Composition, PerExample, Stack
+from adapterx.errors import ConfigError, DataError
+from adapterx.model import set_trainable
+from adapterx.registry import Registry, registry_of, unwrap
+from adapterx.store.card import base_of
 from adapterx.training.config import LANGUAGE_CONFIG, TrainingConfig
 from adapterx.training.loop import Result, fit
-from adapterx.training.objectives.alignment import alignment_loss, layer_means
+from adapterx.training.objectives.alignment import Alignment
+from adapterx.training.objectives.objective import Corpus, Lessons, Objective
+from adapterx.training.processes import accelerator_for
 
-__all__ = ["STRENGTHS", "choose_strength", "hold_out", "train_language"]
+__all__ = ["start_from", "train_language"]
 
-STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-
-MINIMUM_PAIRS = 32
+_OBJECTIVE: Final = "objective"
 
 
 @dataclass(frozen=True, slots=True)
 class _Lesson:
-    """A text to read through the adapter, and the frozen states it should come near to."""
+    """What is read, for which adapter, and by which objective."""
 
-    text: str
-    teacher: Tensor
+    objective: int
+    adapter: str
+    content: Any
 
 
 def train_language(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    name: str,
+    corpora: Mapping[str, Corpus],
     *,
-    pairs: Sequence[SentencePair],
-    text: Sequence[str] = (),
+    objectives: Sequence[Objective] = (Alignment(),),
+    below: Composition | None = None,
     config: TrainingConfig = LANGUAGE_CONFIG,
-    temperature: float = 0.05,
-    layer_weight: float = 3.0,
     accelerator: Accelerator | None = None,
+    folder: Path | None = None,
+    resume: bool | Path = False,
     progress: bool = True,
 ) -> Result:
-    """Train a language adapter that is on a model, alone; it is active afterwards.
+    """Train language adapters that are on a model; what was trained is active afterwards.
+
+    Several learn in one pass over one frozen encoder: each row of a batch goes through its own.
+    Of several objectives each step has one, in a random order, as often as it has lessons.
 
     Args:
         model: The model; every other parameter is frozen.
         tokenizer: The encoder's tokenizer.
-        name: The adapter.
-        pairs: Sentences of a language the encoder knows with their translations, at least 32.
-        text: Plain lines of the language; a third as many as there are pairs are used.
+        corpora: What each adapter learns from, by its name.
+        objectives: How they learn; without repetition.
+        below: What is active below them and stays as it is: a family's adapter, for example.
         config: The settings of the loop.
-        temperature: Of the contrast between the pairs of a batch.
-        layer_weight: Weight of the layer-wise error beside the contrast.
         accelerator: Accelerate's; None for a new one.
+        folder: Where checkpoints and logs go.
+        resume: Go on from the newest checkpoint in `folder`, if there is one, or from the
+            checkpoint given.
         progress: Show a progress bar on stderr.
 
     Returns:
         Losses and time of the run.
 
     Raises:
-        DataError: If there are too few pairs.
-        UnknownNameError: If no adapter of that name is attached.
+        DataError: If a corpus has too little for an objective.
+        ConfigError: If there is no corpus, or no objective.
+        BaseModelError: If an objective needs a head that the model lacks.
+        UnknownNameError: If no adapter of a name is attached.
     """
-    if len(pairs) < MINIMUM_PAIRS:
-        raise DataError(
-            f"{len(pairs)} translation pairs for {name!r}. Alignment contrasts the pairs of a "
-            f"batch with each other and needs at least {MINIMUM_PAIRS}; some 300 begin to help."
-        )
-    sources = [pair.source for pair in pairs]
-    with using(model, None):
-        teachers = _states(model, tokenizer, sources, config)
-    lessons = [_Lesson(pair.target, row) for pair, row in zip(pairs, teachers, strict=True)]
-    if text:
-        # Evenly from the whole file: its beginning may be about one thing.
-        wanted = min(len(text), max(1, len(pairs) // 3))
-        share = [text[at * len(text) // wanted] for at in range(wanted)]
-        with using(model, None):
-            kept = _states(model, tokenizer, share, config)
-        lessons += [_Lesson(line, row) for line, row in zip(share, kept, strict=True)]
+    if not corpora or not objectives:
+        raise ConfigError("train_language needs a corpus and an objective at least.")
+    accelerator = accelerator or accelerator_for(config, folder=folder)
+    base = asdict(base_of(unwrap(model)))
+    own: Composition = (
+        PerExample({name: name for name in corpora}) if len(corpora) > 1 else next(iter(corpora))
+    )
+    composition = own if below is None else Stack(below, own)
+    with using(model, composition):  # before the work: it may be refused
+        lessons = [one.begin(model, tokenizer, corpora, config) for one in objectives]
+    rows = [
+        _Lesson(at, name, content) for at, some in enumerate(lessons) for name, content in some.rows
+    ]
+    group = config.batch_size * config.gradient_accumulation * accelerator.num_processes
+    names = list(corpora)
+    for objective, some in zip(objectives, lessons, strict=True):
+        if len(lessons) > 1 and len(some.rows) < group:
+            raise DataError(
+                f"{objective.facts['objective']} has {len(some.rows)} lessons, fewer than the "
+                f"{group} of a step. Give more of what it reads, or lower batch_size."
+            )
 
-    def collate(batch: Sequence[_Lesson], _: int) -> Mapping[str, Tensor]:
-        encoded = _encode(tokenizer, [one.text for one in batch], config)
-        return {**encoded, "teacher": torch.stack([one.teacher for one in batch])}
+    def collate(batch: Sequence[_Lesson], step: int) -> Mapping[str, Any]:
+        at = batch[0].objective
+        made = lessons[at].batch([one.content for one in batch], step)
+        if len(names) > 1:
+            made["lang"] = torch.tensor([names.index(one.adapter) for one in batch])
+        return {_OBJECTIVE: at, **made}
 
-    def loss(wrapped: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        inputs = {key: value for key, value in batch.items() if key != "teacher"}
-        states = wrapped(**inputs, output_hidden_states=True).hidden_states
-        student = layer_means(states, batch["attention_mask"])
-        mean = alignment_loss(
-            student, batch["teacher"], temperature=temperature, layer_weight=layer_weight
-        )[0]
-        return mean * len(student)
+    def of(batch: Mapping[str, Any]) -> tuple[Lessons, dict[str, Tensor]]:
+        inputs = {key: value for key, value in batch.items() if key != _OBJECTIVE}
+        return lessons[batch[_OBJECTIVE]], inputs
 
-    activate(model, name)
-    set_trainable(model, name)
+    def items(batch: Mapping[str, Any]) -> Tensor:
+        chosen, inputs = of(batch)
+        return chosen.items(inputs)
+
+    def loss(wrapped: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        chosen, inputs = of(batch)
+        return chosen.loss(wrapped, inputs)
+
+    activate(model, composition)
+    set_trainable(model, names)
     return fit(
         model,
-        lessons,
+        rows if len(lessons) == 1 else _Turns(rows, group),
         collate=collate,
-        items=lambda batch: torch.tensor(float(len(batch["teacher"]))),
+        items=items,
         loss=loss,
         config=config,
         accelerator=accelerator,
+        folder=folder,
+        resume=resume,
+        settings={
+            "base": base,
+            "objectives": [one.facts for one in objectives],
+            "composition": str(composition),
+        },
         progress=progress,
-        title=f"language {name}",
+        title=f"language {', '.join(names)}",
     )
 
 
-def hold_out(
-    pairs: Sequence[SentencePair], *, seed: int = 0
-) -> tuple[list[SentencePair], list[SentencePair]]:
-    """Split pairs into those to train on and a fifth of them, at most 300, to choose with.
+def start_from(model: nn.Module, names: Sequence[str], other: str) -> None:
+    """Give adapters the weights of another one on the model, as a start.
 
     Raises:
-        DataError: If fewer than 32 would be left to train on.
+        UnknownNameError: If one is not attached.
+        ConfigError: If they are of another method or size.
     """
-    count = min(300, len(pairs) // 5)
-    if len(pairs) - count < MINIMUM_PAIRS or not count:
-        raise DataError(
-            f"{len(pairs)} translation pairs are too few to hold some out for the strength: "
-            f"{MINIMUM_PAIRS} must be left to train on. Give more, or set the strength yourself."
-        )
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [pairs[at] for at in order[count:]], [pairs[at] for at in order[:count]]
+    inner = unwrap(model)
+    registry = registry_of(inner) or Registry(inner.base_model)
+    source = registry.require(other)
+    for name in names:
+        adapter = registry.require(name)
+        if adapter.methods != source.methods:
+            raise ConfigError(
+                f"{name!r} is {adapter.methods}, but {other!r} is {source.methods}. To start from "
+                "it, give the same method and sizes."
+            )
+        for site in registry.sites.values():
+            if other in site.names():
+                site.module_of(name).load_state_dict(site.module_of(other).state_dict())
 
 
-def choose_strength(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
-    *,
-    task: str,
-    pairs: Sequence[SentencePair],
-) -> tuple[float, Mapping[float, float]]:
-    """Choose a language adapter's strength under a task, without labels, and keep it.
+class _Turns:
+    """Lessons of several objectives, in steps that have one objective each.
 
-    At the right strength the task gives a sentence and its translation the same answer. The pairs
-    must not be those the adapter was trained on; if they are of its domain, the measure
-    overrates high strengths for texts of other domains.
-
-    Args:
-        model: With both adapters on it.
-        tokenizer: The encoder's tokenizer.
-        name: The language adapter.
-        task: The task adapter.
-        pairs: Held-out translation pairs; the source side is answered by the task alone.
-
-    Returns:
-        The strength with the highest agreement, the lower one on a tie, and the agreement (0 to
-        1) at each; strength 0 is without the adapter.
+    A last step that one has too few lessons for is left out of the epoch.
     """
-    if not pairs:
-        raise DataError(f"No held-out pairs to choose the strength of {name!r} with.")
-    with using(model, task):
-        wanted = logits_of(model, tokenizer, [pair.source for pair in pairs]).argmax(-1)
-    agreement: dict[float, float] = {}
-    for strength in (0.0, *STRENGTHS):
-        with using(model, Stack(Scale(name, strength), task)):
-            found = logits_of(model, tokenizer, [pair.target for pair in pairs]).argmax(-1)
-        agreement[strength] = float((found == wanted).float().mean())
-    best = max(STRENGTHS, key=lambda strength: (agreement[strength], -strength))
-    set_strength(model, name, best)
-    return best, agreement
 
+    def __init__(self, rows: Sequence[_Lesson], group: int) -> None:
+        self.group = group
+        known = sorted({row.objective for row in rows})
+        self.own = [[row for row in rows if row.objective == one] for one in known]
 
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], config: TrainingConfig
-) -> dict[str, Tensor]:
-    return dict(
-        tokenizer(
-            list(texts),
-            padding=True,
-            truncation=True,
-            max_length=config.max_length,
-            return_tensors="pt",
-        )
-    )
+    def __len__(self) -> int:
+        return sum(len(rows) // self.group * self.group for rows in self.own)
 
-
-def _states(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    config: TrainingConfig,
-) -> Tensor:
-    """Return the layer means of texts under what is active, ``(texts, layers, hidden)``."""
-    device = next(model.parameters()).device
-    model.eval()
-    rows: list[Tensor] = []
-    with torch.inference_mode():
-        for at in range(0, len(texts), config.batch_size):
-            batch = _encode(tokenizer, texts[at : at + config.batch_size], config)
-            batch = {key: value.to(device) for key, value in batch.items()}
-            states = model(**batch, output_hidden_states=True).hidden_states
-            rows.append(layer_means(states, batch["attention_mask"]).cpu())
-    return torch.cat(rows).clone()
+    def shuffled(self, seed: int) -> Iterable[_Lesson]:
+        random = np.random.default_rng(seed)
+        orders: list[Iterator[_Lesson]] = []
+        turns: list[int] = []
+        for at, rows in enumerate(self.own):
+            orders.append(iter([rows[int(one)] for one in random.permutation(len(rows))]))
+            turns += [at] * (len(rows) // self.group)
+        for at in random.permutation(turns):
+            yield from islice(orders[int(at)], self.group)

@@ -140,6 +140,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> World:
         ]
         world.write(f"en-{tag}.jsonl", _jsonl(pairs))
         world.write(f"{tag}.txt", "".join(text + "\n" for text, _ in foreign[:20]))
+    world.write("binary.txt", "abc\0def\n")
     world.write("texts.txt", "w1 w2 w3\n\nw46 w47\n")
     world.write("none.jsonl", "")
     world.write("broken.jsonl", _labelled(english[:2]) + '{"text": "w1", "label":\n')
@@ -371,6 +372,27 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         "train-language --model tiny --lang sw --pairs three.jsonl",
         ["three.jsonl, line 1", "en, sw, fr"],
     ),
+    "nothing to learn from": ("train-language --lang sw", ["neither text nor pairs of 'sw'"]),
+    "no language to learn": ("train-language --text sw.txt", ["lang is not set"]),
+    "text of no language": (
+        "train-language --lang sw yo --text sw.txt",
+        ["'sw.txt' in text. Write LANG=FILE for several languages."],
+    ),
+    "text of another language": (
+        "train-language --lang sw --text yo=sw.txt",
+        ["text has files of 'yo', which is not in lang: sw"],
+    ),
+    "one name for two": (
+        "train-language --lang sw yo --text sw=sw.txt yo=sw.txt --name both",
+        ["name is set, but there are several languages"],
+    ),
+    "unknown objective": (f"{LEARN} --objectives alingn", ["Choose of align, masked, translation"]),
+    "unknown masking": (f"{LEARN} --masking words", ["masking is 'words'"]),
+    "pairs of unequal length": (
+        "train-language --lang sw --pairs sw.txt::texts.txt",
+        ["sw.txt has 20 lines", "texts.txt has 3"],
+    ),
+    "binary text": ("train-language --lang sw --text binary.txt", ["line 1", "a zero at byte 3"]),
     "other pairs": (f"{LEARN} --pairs en-mi.jsonl", ["en-mi.jsonl, line 1", "'sw'"]),
     "strength and task": (f"{LEARN} --task topics --strength 1", ["Both strength and task"]),
     "no text": (PREDICT, ["No text to answer"]),
@@ -584,11 +606,12 @@ def test_the_main_job_end_to_end(
     learnt = call(f"{LEARN} --text sw.txt --task topics {settings} --json")
     assert learnt.code == 0
     assert learnt.err.endswith(" s\n")
-    assert learnt.data["adapter"] == "sw"
-    assert learnt.data["strength"] in (0.25, 0.5, 0.75, 1.0)
-    assert learnt.data["training"]["pairs"] == 64 - 12
-    assert learnt.data["training"]["lines"] == 20
-    assert {*learnt.data["training"]["agreement"]} == {"0", "0.25", "0.5", "0.75", "1"}
+    (made,) = learnt.data["adapters"]
+    assert made["adapter"] == "sw"
+    assert made["strength"] in (0.25, 0.5, 0.75, 1.0)
+    assert made["training"]["pairs"] == 64 - 12
+    assert made["training"]["lines"] == 20
+    assert {*made["training"]["agreement"]} == {"0", "0.25", "0.5", "0.75", "1"}
     listed = call("list --json").data["adapters"]
     assert [(one["name"], one["kind"], one["language"]) for one in listed] == [
         ("sw", "language", "sw"),
@@ -597,7 +620,7 @@ def test_the_main_job_end_to_end(
 
     for language in ("sw", "Swahili", "swa"):
         there = call(f"predict --model tiny --task topics --lang {language} --json", "w21 w22").data
-        strength = learnt.data["strength"]
+        strength = made["strength"]
         name = "sw" if strength == 1 else f"Scale(sw, {strength})"
         assert there["composition"].replace(" ", "") == f"Stack({name}, topics)".replace(" ", "")
         assert there["predictions"][0]["label"] in LABELS
@@ -641,6 +664,41 @@ def test_the_main_job_end_to_end(
     (world.root / "body.jsonl").write_text(text.replace('"text"', '"body"'), encoding="utf-8")
     other = call(f"{EVALUATE} sw=body.jsonl --set text_column=body --json").data
     assert other["rows"][0]["cells"] == rows["sw"]
+
+
+def test_several_languages_learn_at_once_from_text_and_stand_on_others(
+    call: Callable[..., Answer], world: World, tmp_path: Path
+) -> None:
+    """Masked language modelling, a family below, a warm start: what the store then holds."""
+    settings = "--epochs 1 --batch-size 16 --max-length 16"
+    both = "train-language --model tiny --lang sw mi --text sw=sw.txt mi=mi.txt --objectives masked"
+    made = call(f"{both} {settings} --held-out sw.jsonl --json")
+    assert made.code == 0, made.err
+    names = [one["adapter"] for one in made.data["adapters"]]
+    assert names == ["sw", "mi"]
+    for one in made.data["adapters"]:
+        assert one["strength"] == 0.5
+        assert one["training"]["objectives"][0]["objective"] == "masked language modelling"
+        assert one["training"]["perplexity"].keys() == {"before", "after"}
+        assert one["training"]["lines"] == 19  # the twentieth measures
+    heads = [*(tmp_path / "home").rglob("head.safetensors")]
+    assert len(heads) == 1
+
+    start = "train-language --model tiny --lang sw --pairs en-sw.jsonl --text sw.txt"
+    more = "--name near --below mi --start sw --objectives align masked translation --batch-size 8"
+    near = call(f"{start} {more} --epochs 1 --max-length 16")
+    assert near.code == 0, near.err
+    assert "near: lines: 20 kept\n" in near.out
+    assert "near: pairs: 64 kept\n" in near.out
+    assert "perplexity" in near.out
+    told = call("show near --json").data
+    facts = told["facts"]["training"]
+    assert (facts["below"], facts["start"]) == ("mi", "sw")
+    assert [one["objective"] for one in facts["objectives"]] == [
+        "alignment",
+        "masked language modelling",
+        "translation language modelling",
+    ]
 
 
 def test_a_task_can_be_trained_on_a_language_adapter(

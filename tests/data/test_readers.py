@@ -192,9 +192,9 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, bytes | None, int | None, li
         "x.jsonl",
         GOOD.encode() + '{"text": "é", "label": "law"}'.encode("latin-1"),
         2,
-        ["not UTF-8 at byte 10", "iconv"],
+        [f"not UTF-8 at byte {len(GOOD) + 10}", "iconv"],
     ),
-    "text not UTF-8": (read_lines, "x.txt", b"a\n\xff\xfeb\n", 2, ["not UTF-8 at byte 0"]),
+    "text not UTF-8": (read_lines, "x.txt", b"a\n\xff\xfeb\n", 2, ["not UTF-8 at byte 2"]),
     "UTF-16": (read_examples, "x.jsonl", GOOD.encode("utf-16"), 1, ["not UTF-8"]),
     "table not UTF-8": (read_examples, "x.csv", b"text,label\n\xe9,a\n", 2, ["not UTF-8"]),
     "ragged": (

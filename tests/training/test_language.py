@@ -19,8 +19,10 @@ from adapterx.prediction import logits_of
 from adapterx.registry import heads_of, registry_of
 from adapterx.store.card import base_of
 from adapterx.training.config import TrainingConfig
-from adapterx.training.language import STRENGTHS, choose_strength, hold_out, train_language
+from adapterx.training.language import train_language
 from adapterx.training.objectives.alignment import alignment_loss, layer_means
+from adapterx.training.objectives.objective import Corpus
+from adapterx.training.strength import STRENGTHS, choose_strength, hold_out
 
 CONFIG = TrainingConfig(epochs=15, batch_size=16, learning_rate=1e-2, max_length=16, keep="last")
 
@@ -154,7 +156,7 @@ def test_training_brings_adapted_translations_near_to_the_frozen_source(
     before = _snapshot(model)
 
     result = train_language(
-        model, tokenizer, "sw", pairs=pairs, text=text, config=CONFIG, progress=False
+        model, tokenizer, {"sw": Corpus(text=text, pairs=pairs)}, config=CONFIG, progress=False
     )
     assert result.losses[-1] < 0.8 * result.losses[0]
     assert result.kept == CONFIG.epochs - 1
@@ -187,7 +189,11 @@ def test_plain_text_keeps_the_adapter_near_to_the_frozen_encoder(
         torch.manual_seed(3)
         model = adapterx.add(build(), "sw", adapterx.Bottleneck(reduction=2), kind="language")
         train_language(
-            model, tokenizer, "sw", pairs=pairs_of(), text=text, config=CONFIG, progress=False
+            model,
+            tokenizer,
+            {"sw": Corpus(text=text, pairs=pairs_of())},
+            config=CONFIG,
+            progress=False,
         )
         gap = _means(model, tokenizer, lines, "sw") - _means(model, tokenizer, lines, None)
         distance.append(float(gap.square().mean()))
@@ -202,7 +208,9 @@ def test_the_same_seed_gives_the_same_language_adapter(
         torch.manual_seed(3)
         model = adapterx.add(build(), "sw", "seq_bn", kind="language")
         config = TrainingConfig(epochs=1, batch_size=16, max_length=16, keep="last")
-        train_language(model, tokenizer, "sw", pairs=pairs_of(), config=config, progress=False)
+        train_language(
+            model, tokenizer, {"sw": Corpus(pairs=pairs_of())}, config=config, progress=False
+        )
         weights.append(_snapshot(model))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
@@ -212,7 +220,7 @@ def test_too_few_pairs_are_an_error_before_anything_changes(
 ) -> None:
     model = adapterx.add(build(), "sw", "seq_bn", kind="language")
     with pytest.raises(DataError, match=r"31 translation pairs for 'sw'\. .* at least 32"):
-        train_language(model, tokenizer, "sw", pairs=pairs_of(31), progress=False)
+        train_language(model, tokenizer, {"sw": Corpus(pairs=pairs_of(31))}, progress=False)
     assert adapterx.summary(model).active is None
 
 
@@ -221,7 +229,7 @@ def test_an_adapter_that_is_not_there_cannot_be_trained(
 ) -> None:
     model = adapterx.add(build(), "sw", "seq_bn", kind="language")
     with pytest.raises(UnknownNameError, match="Did you mean 'sw'"):
-        train_language(model, tokenizer, "swa", pairs=pairs_of(), progress=False)
+        train_language(model, tokenizer, {"swa": Corpus(pairs=pairs_of())}, progress=False)
 
 
 # ------------------------------------------------------------------ held-out pairs
