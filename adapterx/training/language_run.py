@@ -14,6 +14,7 @@ from adapterx.activation import activate, using
 from adapterx.attachment import attach
 from adapterx.composition import JsonValue, Stack
 from adapterx.data import SentencePair
+from adapterx.data.corpora import read_texts
 from adapterx.encoders import load_encoder
 from adapterx.errors import ConfigError
 from adapterx.model import add, set_strength
@@ -29,7 +30,12 @@ from adapterx.training.masked_head import load_masked_encoder
 from adapterx.training.objectives.masked import perplexity
 from adapterx.training.objectives.objective import Corpus
 from adapterx.training.processes import accelerator_for
-from adapterx.training.strength import choose_strength, hold_out, hold_out_text
+from adapterx.training.strength import (
+    choose_strength,
+    choose_strength_by_texts,
+    hold_out,
+    hold_out_text,
+)
 
 __all__ = ["Trained", "run_languages"]
 
@@ -94,7 +100,7 @@ def run_languages(settings: LanguageSettings, *, accelerator: Accelerator | None
     held_text: dict[str, list[str]] = {}
     for name, corpus in corpora.items():
         pairs, text = list(corpus.pairs), list(corpus.text)
-        if settings.task:
+        if settings.task and not settings.like:
             pairs, held_pairs[name] = hold_out(pairs, seed=config.seed)
         if masked:
             text, held_text[name] = hold_out_text(text, seed=config.seed)
@@ -195,6 +201,10 @@ def _choose(
 ) -> None:
     """Choose the strengths under a task, and keep them."""
     assert settings.task is not None
+    likes = {
+        settings.names[tag]: read_texts(files, field=settings.field)[0]
+        for tag, files in settings.like.items()
+    }
     model, tokenizer = load_for_task(
         settings.model,
         settings.task,
@@ -206,10 +216,15 @@ def _choose(
     for name, folder in made.folders.items():
         load(model, folder)
         activate(model, None)
-        strength, agreement = choose_strength(
-            model, tokenizer, name, task=str(task), pairs=held[name]
-        )
-        made.strengths[name] = strength
-        made.facts[name]["agreement"] = {f"{key:g}": value for key, value in agreement.items()}
+        if name in likes:
+            measure = "density"
+            chosen = choose_strength_by_texts(
+                model, tokenizer, name, task=str(task), texts=likes[name]
+            )
+        else:
+            measure = "agreement"
+            chosen = choose_strength(model, tokenizer, name, task=str(task), pairs=held[name])
+        made.strengths[name], found = chosen
+        made.facts[name][measure] = {f"{key:g}": value for key, value in found.items()}
     if write:
         _save(made, model)

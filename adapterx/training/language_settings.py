@@ -45,11 +45,12 @@ _FLAGS: Final[Mapping[str, str]] = {
     "below": "what acts below and stays: a family's adapter, or a composition of some",
     "start": "adapter of a related language whose weights the new ones start from",
     "strength": "at which attach stacks it; 0.5 unless given or chosen",
-    "task": "choose the strength by agreement under this task, on held-out pairs",
+    "task": "choose the strength under this task: by the texts of like, else on held-out pairs",
+    "like": "unlabelled texts of the kind that will be asked, to choose the strength by",
     "dtype": "of the frozen weights",
     "store": "folder of the store; ADAPTERX_HOME unless given",
 }
-_MANY: Final = ("lang", "text", "pairs", "held_out", "objectives")
+_MANY: Final = ("lang", "text", "pairs", "like", "held_out", "objectives")
 _OBJECTIVES: Final = ("align", "masked", "translation")
 
 
@@ -78,7 +79,8 @@ class LanguageSettings:
         below: What acts below them and stays as it is; names in the store.
         start: An adapter in the store whose weights the new ones start from.
         strength: At which `adapterx.attach` stacks them.
-        task: Under which the strength is chosen, on held-out pairs.
+        task: Under which the strength is chosen, by `like` or on held-out pairs.
+        like: Files of unlabelled texts of the kind that will be asked, by tag.
         dtype: Of the frozen weights.
         store: The store's folder.
         config: The settings of the loop.
@@ -104,6 +106,7 @@ class LanguageSettings:
     start: str | None = None
     strength: float | None = None
     task: str | None = None
+    like: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     dtype: str = "auto"
     store: str | None = None
     config: TrainingConfig = LANGUAGE_CONFIG
@@ -183,9 +186,11 @@ def read_language_settings(options: argparse.Namespace) -> LanguageSettings:
     if not given.get("lang"):
         raise ConfigError("lang is not set. Give it in the file or as --lang.")
     tags = tuple(standard_tag(str(one)) for one in _several(given.pop("lang")))
-    for key in ("text", "pairs"):
+    for key in ("text", "pairs", "like"):
         given[key] = _by_language(key, given.get(key, {}), tags)
     for tag in tags:
+        if given["like"] and tag not in given["like"]:
+            raise ConfigError(f"like has no file of {tag!r}. Give one for each language.")
         if tag not in given["text"] and tag not in given["pairs"]:
             raise ConfigError(
                 f"There is neither text nor pairs of {tag!r}. Give --text FILE or --pairs FILE"
@@ -202,6 +207,8 @@ def read_language_settings(options: argparse.Namespace) -> LanguageSettings:
         check_name(given["name"])
         if len(tags) > 1:
             raise ConfigError("name is set, but there are several languages. Leave it out.")
+    if given["like"] and not given.get("task"):
+        raise ConfigError("like is set, but no task to choose the strength under. Name one.")
     if given.get("task") and given.get("strength") is not None:
         raise ConfigError("Both strength and task given. The task is there to choose the strength.")
     given["filter"] = {"true": True, "false": False}.get(

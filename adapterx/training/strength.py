@@ -1,4 +1,10 @@
-"""Strength: how much of a language adapter serves a task, chosen without labels."""
+"""Strength: how much of a language adapter serves a task, chosen without labels.
+
+By unlabelled texts of the kind that will be asked, where there are any: at the right strength they
+lie in dense groups before the task's head (soft neighbourhood density, Saito et al., 2021,
+https://arxiv.org/abs/2108.10860). By translation pairs else: at the right strength a translation is
+answered as its source is.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from adapterx.activation import using
@@ -14,12 +21,25 @@ from adapterx.composition import Scale, Stack
 from adapterx.data import SentencePair
 from adapterx.errors import DataError
 from adapterx.model import set_strength
-from adapterx.prediction import logits_of
+from adapterx.neutrality import MINIMUM_TEXTS
+from adapterx.prediction import logits_of, max_length_of
+from adapterx.registry import unwrap
+from adapterx.tasks.classification import text_batch
 from adapterx.training.objectives.alignment import MINIMUM_PAIRS
+from adapterx.training.terms.vectors import vectors_of
 
-__all__ = ["STRENGTHS", "choose_strength", "hold_out", "hold_out_text"]
+__all__ = [
+    "STRENGTHS",
+    "choose_strength",
+    "choose_strength_by_texts",
+    "density",
+    "hold_out",
+    "hold_out_text",
+]
 
 STRENGTHS: Final = (0.25, 0.5, 0.75, 1.0)
+# Of the similarities between texts, as in the paper.
+_TEMPERATURE: Final = 0.05
 
 
 def hold_out(
@@ -84,3 +104,68 @@ def choose_strength(
     best = max(STRENGTHS, key=lambda strength: (agreement[strength], -strength))
     set_strength(model, name, best)
     return best, agreement
+
+
+def choose_strength_by_texts(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    *,
+    task: str,
+    texts: Sequence[str],
+    batch_size: int = 32,
+) -> tuple[float, Mapping[float, float]]:
+    """Choose a language adapter's strength under a task by unlabelled texts, and keep it.
+
+    Args:
+        model: With both adapters on it.
+        tokenizer: The encoder's tokenizer.
+        name: The language adapter.
+        task: The task adapter.
+        texts: Texts of the language, of the kind that will be asked; some hundred, at least 16.
+        batch_size: Texts per forward pass.
+
+    Returns:
+        The strength at which `density` is highest, the lower one on a tie, and the density at
+        each. Strength 0 is without the adapter: then it does not help this task.
+
+    Raises:
+        DataError: If there are too few texts.
+    """
+    if len(texts) < MINIMUM_TEXTS:
+        raise DataError(
+            f"{len(texts)} texts to choose the strength of {name!r} with. Give at least "
+            f"{MINIMUM_TEXTS}; some hundred of the kind that will be asked are best."
+        )
+    device = next(model.parameters()).device
+    limit = max_length_of(tokenizer, unwrap(model))
+    model.eval()
+    found: dict[float, float] = {}
+    for strength in (0.0, *STRENGTHS):
+        vectors: list[Tensor] = []
+        with using(model, Stack(Scale(name, strength), task)), torch.inference_mode():
+            for at in range(0, len(texts), batch_size):
+                batch = text_batch(tokenizer, texts[at : at + batch_size], limit)
+                inputs = {key: value.to(device) for key, value in batch.items()}
+                vectors.append(vectors_of(model, inputs).cpu())
+        found[strength] = density(torch.cat(vectors))
+    best = max(found, key=lambda strength: (found[strength], -strength))
+    set_strength(model, name, best)
+    return best, found
+
+
+def density(vectors: Tensor, *, temperature: float = _TEMPERATURE) -> float:
+    """Return the soft neighbourhood density of vectors: the entropy of similarities, in nats.
+
+    Around their mean and at unit length, each is compared with all others by a softmax of cosines;
+    the entropy is high where many others are alike (Saito et al., 2021, equations 1 to 3).
+
+    Args:
+        vectors: ``(texts, hidden)``.
+        temperature: Of the softmax.
+    """
+    centred = functional.normalize(vectors.float() - vectors.float().mean(0), dim=-1)
+    similarities = centred @ centred.T / temperature
+    similarities.fill_diagonal_(-torch.inf)
+    logs = similarities.log_softmax(-1)
+    return float(-(logs.exp() * logs.nan_to_num(neginf=0.0)).sum(-1).mean())

@@ -382,6 +382,14 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         "train-language --lang sw --text yo=sw.txt",
         ["text has files of 'yo', which is not in lang: sw"],
     ),
+    "texts to choose by without a task": (
+        f"{LEARN} --like texts.txt",
+        ["like is set, but no task to choose the strength under"],
+    ),
+    "texts to choose by for one of two": (
+        "train-language --lang sw mi --text sw=sw.txt mi=mi.txt --task topics --like sw=sw.txt",
+        ["like has no file of 'mi'"],
+    ),
     "one name for two": (
         "train-language --lang sw yo --text sw=sw.txt yo=sw.txt --name both",
         ["name is set, but there are several languages"],
@@ -617,6 +625,13 @@ def test_the_main_job_end_to_end(
         ("sw", "language", "sw"),
         ("topics", "task", "en"),
     ]
+
+    like = call(f"{LEARN} --name dense --task topics --like sw.txt {settings} --json").data
+    (dense,) = like["adapters"]
+    assert dense["training"]["pairs"] == 64  # none is held out
+    chosen = dense["training"]["density"]
+    assert f"{dense['strength']:g}" == max(chosen, key=lambda one: (chosen[one], -float(one)))
+    shutil.rmtree(Path(dense["folder"]))
 
     for language in ("sw", "Swahili", "swa"):
         there = call(f"predict --model tiny --task topics --lang {language} --json", "w21 w22").data

@@ -22,7 +22,14 @@ from adapterx.training.config import TrainingConfig
 from adapterx.training.language import train_language
 from adapterx.training.objectives.alignment import alignment_loss, layer_means
 from adapterx.training.objectives.objective import Corpus
-from adapterx.training.strength import STRENGTHS, choose_strength, hold_out
+from adapterx.training.strength import (
+    STRENGTHS,
+    choose_strength,
+    choose_strength_by_texts,
+    density,
+    hold_out,
+)
+from adapterx.training.terms.vectors import vectors_of
 
 CONFIG = TrainingConfig(epochs=15, batch_size=16, learning_rate=1e-2, max_length=16, keep="last")
 
@@ -348,3 +355,48 @@ def test_a_strength_is_not_chosen_with_nothing(both: Any, tokenizer: Any) -> Non
         choose_strength(both, tokenizer, "sw", task="topics", pairs=[])
     with pytest.raises(UnknownNameError, match="'topcs'"):
         choose_strength(both, tokenizer, "sw", task="topcs", pairs=pairs_of(4))
+
+
+# ------------------------------------------------------------------ strength by texts
+
+
+def test_density_is_the_entropy_of_each_texts_similarities() -> None:
+    vectors = torch.randn(9, 5, generator=torch.Generator().manual_seed(0)) + 3
+    centred = [(row - vectors.mean(0)).tolist() for row in vectors]
+    total = 0.0
+    for at, row in enumerate(centred):
+        cosines = [
+            sum(a * b for a, b in zip(row, other, strict=True))
+            / (math.hypot(*row) * math.hypot(*other))
+            for number, other in enumerate(centred)
+            if number != at
+        ]
+        weights = [math.exp(value / 0.2) for value in cosines]
+        shares = [weight / sum(weights) for weight in weights]
+        total -= sum(share * math.log(share) for share in shares)
+    assert density(vectors, temperature=0.2) == pytest.approx(total / 9, rel=1e-5)
+    # Two tight groups of eight are denser than sixteen directions.
+    groups = torch.eye(2, 16).repeat_interleave(8, 0)
+    assert density(groups) == pytest.approx(math.log(7), rel=1e-3)
+    assert density(torch.eye(16)) <= math.log(15) + 1e-5
+
+
+def test_the_strength_by_texts_is_the_densest_and_may_be_none(both: Any, tokenizer: Any) -> None:
+    texts = [one.target for one in pairs_of(40)]
+    strength, found = choose_strength_by_texts(both, tokenizer, "sw", task="topics", texts=texts)
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    for each, value in found.items():
+        with adapterx.using(both, Stack(Scale("sw", each), "topics")), torch.no_grad():
+            assert value == pytest.approx(density(vectors_of(both, batch)), rel=1e-4)
+    assert {*found} == {0.0, *STRENGTHS}
+    assert len({*found.values()}) > 1
+    assert strength == max(found, key=lambda each: (found[each], -each))
+    registry = registry_of(both)
+    assert registry is not None
+    assert registry.adapters["sw"].strength == strength
+
+    # An adapter that changes nothing is not used.
+    fresh = adapterx.add(both, "yo", "seq_bn", kind="language")
+    assert choose_strength_by_texts(fresh, tokenizer, "yo", task="topics", texts=texts)[0] == 0
+    with pytest.raises(DataError, match="15 texts to choose the strength of 'sw' with"):
+        choose_strength_by_texts(both, tokenizer, "sw", task="topics", texts=texts[:15])
