@@ -217,7 +217,7 @@ def _choose(
         load(model, folder)
         activate(model, None)
         if name in likes:
-            measure = "density"
+            measure = "information"
             chosen = choose_strength_by_texts(
                 model, tokenizer, name, task=str(task), texts=likes[name]
             )

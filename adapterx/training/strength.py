@@ -1,45 +1,44 @@
 """Strength: how much of a language adapter serves a task, chosen without labels.
 
-By unlabelled texts of the kind that will be asked, where there are any: at the right strength they
-lie in dense groups before the task's head (soft neighbourhood density, Saito et al., 2021,
-https://arxiv.org/abs/2108.10860). By translation pairs else: at the right strength a translation is
+By unlabelled texts of the kind that will be asked, where there are any: at the right strength the
+answers tell most of the texts, each of them sure and all of them various (the mutual information
+of texts and answers; Bridle et al., 1991; for other domains Shi and Sha, 2012,
+https://arxiv.org/abs/1206.6438). By translation pairs else: at the right strength a translation is
 answered as its source is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from adapterx.activation import using
+from adapterx.centring import SOURCE
 from adapterx.composition import Scale, Stack
 from adapterx.data import SentencePair
-from adapterx.errors import DataError
+from adapterx.errors import ConfigError, DataError
 from adapterx.model import set_strength
-from adapterx.neutrality import MINIMUM_TEXTS
-from adapterx.prediction import logits_of, max_length_of
-from adapterx.registry import unwrap
-from adapterx.tasks.classification import text_batch
+from adapterx.neutrality import MINIMUM_TEXTS, reading
+from adapterx.prediction import logits_of
+from adapterx.registry import heads_of, unwrap
 from adapterx.training.objectives.alignment import MINIMUM_PAIRS
-from adapterx.training.terms.vectors import vectors_of
+from adapterx.training.terms.vectors import changed
 
 __all__ = [
     "STRENGTHS",
     "choose_strength",
     "choose_strength_by_texts",
-    "density",
     "hold_out",
     "hold_out_text",
+    "information",
 ]
 
 STRENGTHS: Final = (0.25, 0.5, 0.75, 1.0)
-# Of the similarities between texts, as in the paper.
-_TEMPERATURE: Final = 0.05
 
 
 def hold_out(
@@ -113,7 +112,6 @@ def choose_strength_by_texts(
     *,
     task: str,
     texts: Sequence[str],
-    batch_size: int = 32,
 ) -> tuple[float, Mapping[float, float]]:
     """Choose a language adapter's strength under a task by unlabelled texts, and keep it.
 
@@ -123,49 +121,66 @@ def choose_strength_by_texts(
         name: The language adapter.
         task: The task adapter.
         texts: Texts of the language, of the kind that will be asked; some hundred, at least 16.
-        batch_size: Texts per forward pass.
 
     Returns:
-        The strength at which `density` is highest, the lower one on a tie, and the density at
-        each. Strength 0 is without the adapter: then it does not help this task.
+        The strength at which `information` is highest, the lower one on a tie, and the information
+        at each, with the head's input centred on the texts where the source's mean is known (as
+        `adapterx.centre` does). Strength 0 is without the adapter: it does not help this task.
 
     Raises:
         DataError: If there are too few texts.
+        ConfigError: If the task does not answer with one of several classes.
     """
     if len(texts) < MINIMUM_TEXTS:
         raise DataError(
             f"{len(texts)} texts to choose the strength of {name!r} with. Give at least "
             f"{MINIMUM_TEXTS}; some hundred of the kind that will be asked are best."
         )
-    device = next(model.parameters()).device
-    limit = max_length_of(tokenizer, unwrap(model))
-    model.eval()
+    inner = unwrap(model)
+    heads = heads_of(inner)
+    labels = heads.labels.get(task) if heads is not None else None
+    if heads is None or labels is None or len(labels.names) < 2:
+        raise ConfigError(
+            f"{task!r} does not choose between labels, so its answers do not show which strength "
+            "is right. Choose by translation pairs, or set the strength."
+        )
+    source = heads.offsets.means(task).get(SOURCE)
     found: dict[float, float] = {}
     for strength in (0.0, *STRENGTHS):
-        vectors: list[Tensor] = []
-        with using(model, Stack(Scale(name, strength), task)), torch.inference_mode():
-            for at in range(0, len(texts), batch_size):
-                batch = text_batch(tokenizer, texts[at : at + batch_size], limit)
-                inputs = {key: value.to(device) for key, value in batch.items()}
-                vectors.append(vectors_of(model, inputs).cpu())
-        found[strength] = density(torch.cat(vectors))
+        with using(model, Stack(Scale(name, strength), task)):
+            if source is None:
+                answers = logits_of(model, tokenizer, texts)
+            else:
+                with reading(model, tokenizer) as mean:
+                    logits_of(model, tokenizer, texts)
+                offset = source - mean.value.to(source.device)
+                with changed(model, partial(_same, offset)):
+                    answers = logits_of(model, tokenizer, texts)
+        if answers.dim() != 2 or answers.shape[-1] != len(labels.names):
+            raise ConfigError(
+                f"{task!r} does not answer a text with one of its labels, so its answers do not "
+                "show which strength is right. Choose by translation pairs, or set the strength."
+            )
+        found[strength] = information(answers)
     best = max(found, key=lambda strength: (found[strength], -strength))
     set_strength(model, name, best)
     return best, found
 
 
-def density(vectors: Tensor, *, temperature: float = _TEMPERATURE) -> float:
-    """Return the soft neighbourhood density of vectors: the entropy of similarities, in nats.
+def _same(offset: Tensor, _: Tensor) -> Tensor:
+    return offset
 
-    Around their mean and at unit length, each is compared with all others by a softmax of cosines;
-    the entropy is high where many others are alike (Saito et al., 2021, equations 1 to 3).
+
+def information(logits: Tensor) -> float:
+    """Return the mutual information of texts and answers, in nats.
+
+    The entropy of the mean answer less the mean entropy of the answers; 0 where all texts are
+    answered alike, the logarithm of the number of labels where each is surely one of all.
 
     Args:
-        vectors: ``(texts, hidden)``.
-        temperature: Of the softmax.
+        logits: ``(texts, labels)``.
     """
-    centred = functional.normalize(vectors.float() - vectors.float().mean(0), dim=-1)
-    similarities = centred @ centred.T / temperature
-    similarities.fill_diagonal_(-torch.inf)
-    logs = similarities.log_softmax(-1)
-    return float(-(logs.exp() * logs.nan_to_num(neginf=0.0)).sum(-1).mean())
+    logs = logits.double().log_softmax(-1)
+    own = -(logs.exp() * logs).sum(-1).mean()
+    mean = logs.exp().mean(0)
+    return float(-(mean * mean.clamp(min=1e-300).log()).sum() - own)

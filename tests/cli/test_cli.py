@@ -626,12 +626,12 @@ def test_the_main_job_end_to_end(
         ("topics", "task", "en"),
     ]
 
-    like = call(f"{LEARN} --name dense --task topics --like sw.txt {settings} --json").data
-    (dense,) = like["adapters"]
-    assert dense["training"]["pairs"] == 64  # none is held out
-    chosen = dense["training"]["density"]
-    assert f"{dense['strength']:g}" == max(chosen, key=lambda one: (chosen[one], -float(one)))
-    shutil.rmtree(Path(dense["folder"]))
+    like = call(f"{LEARN} --name like --task topics --like sw.txt {settings} --json").data
+    (told,) = like["adapters"]
+    assert told["training"]["pairs"] == 64  # none is held out
+    chosen = told["training"]["information"]
+    assert f"{told['strength']:g}" == max(chosen, key=lambda one: (chosen[one], -float(one)))
+    shutil.rmtree(Path(told["folder"]))
 
     for language in ("sw", "Swahili", "swa"):
         there = call(f"predict --model tiny --task topics --lang {language} --json", "w21 w22").data

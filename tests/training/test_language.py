@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import adapterx
 from adapterx import Scale, Stack
 from adapterx.data import SentencePair
-from adapterx.errors import DataError, UnknownNameError
+from adapterx.errors import ConfigError, DataError, UnknownNameError
 from adapterx.model import set_strength
 from adapterx.prediction import logits_of
 from adapterx.registry import heads_of, registry_of
@@ -26,8 +26,8 @@ from adapterx.training.strength import (
     STRENGTHS,
     choose_strength,
     choose_strength_by_texts,
-    density,
     hold_out,
+    information,
 )
 from adapterx.training.terms.vectors import vectors_of
 
@@ -360,34 +360,35 @@ def test_a_strength_is_not_chosen_with_nothing(both: Any, tokenizer: Any) -> Non
 # ------------------------------------------------------------------ strength by texts
 
 
-def test_density_is_the_entropy_of_each_texts_similarities() -> None:
-    vectors = torch.randn(9, 5, generator=torch.Generator().manual_seed(0)) + 3
-    centred = [(row - vectors.mean(0)).tolist() for row in vectors]
-    total = 0.0
-    for at, row in enumerate(centred):
-        cosines = [
-            sum(a * b for a, b in zip(row, other, strict=True))
-            / (math.hypot(*row) * math.hypot(*other))
-            for number, other in enumerate(centred)
-            if number != at
-        ]
-        weights = [math.exp(value / 0.2) for value in cosines]
-        shares = [weight / sum(weights) for weight in weights]
-        total -= sum(share * math.log(share) for share in shares)
-    assert density(vectors, temperature=0.2) == pytest.approx(total / 9, rel=1e-5)
-    # Two tight groups of eight are denser than sixteen directions.
-    groups = torch.eye(2, 16).repeat_interleave(8, 0)
-    assert density(groups) == pytest.approx(math.log(7), rel=1e-3)
-    assert density(torch.eye(16)) <= math.log(15) + 1e-5
+def test_information_is_the_entropy_of_the_mean_less_the_mean_entropy() -> None:
+    logits = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    shares = [[math.exp(x) / sum(map(math.exp, row)) for x in row] for row in logits.tolist()]
+    own = -sum(p * math.log(p) for row in shares for p in row) / 9
+    mean = [sum(column) / 9 for column in zip(*shares, strict=True)]
+    assert information(logits) == pytest.approx(-sum(p * math.log(p) for p in mean) - own)
+    assert information(1000 * torch.eye(4)) == pytest.approx(math.log(4))
+    assert information(1000 * torch.eye(4)[[2, 2, 2]]) == pytest.approx(0)
 
 
-def test_the_strength_by_texts_is_the_densest_and_may_be_none(both: Any, tokenizer: Any) -> None:
+@pytest.mark.parametrize("centred", [False, True])
+def test_the_strength_by_texts_is_the_most_informative_and_may_be_none(
+    both: Any, tokenizer: Any, centred: bool
+) -> None:
     texts = [one.target for one in pairs_of(40)]
+    heads = heads_of(both)
+    assert heads is not None
+    wanted = torch.randn(32, generator=torch.Generator().manual_seed(1))
+    if centred:
+        heads.offsets.put("topics", {"source": wanted})
     strength, found = choose_strength_by_texts(both, tokenizer, "sw", task="topics", texts=texts)
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     for each, value in found.items():
         with adapterx.using(both, Stack(Scale("sw", each), "topics")), torch.no_grad():
-            assert value == pytest.approx(density(vectors_of(both, batch)), rel=1e-4)
+            vectors = vectors_of(both, batch)
+            if centred:
+                vectors = vectors - vectors.mean(0) + wanted
+            logits = heads.modules_of(both, "topics")["classifier"](vectors)
+            assert value == pytest.approx(information(logits), rel=1e-3, abs=1e-6)
     assert {*found} == {0.0, *STRENGTHS}
     assert len({*found.values()}) > 1
     assert strength == max(found, key=lambda each: (found[each], -each))
@@ -396,7 +397,15 @@ def test_the_strength_by_texts_is_the_densest_and_may_be_none(both: Any, tokeniz
     assert registry.adapters["sw"].strength == strength
 
     # An adapter that changes nothing is not used.
-    fresh = adapterx.add(both, "yo", "seq_bn", kind="language")
-    assert choose_strength_by_texts(fresh, tokenizer, "yo", task="topics", texts=texts)[0] == 0
+    adapterx.add(both, "yo", "seq_bn", kind="language")
+    assert choose_strength_by_texts(both, tokenizer, "yo", task="topics", texts=texts)[0] == 0
     with pytest.raises(DataError, match="15 texts to choose the strength of 'sw' with"):
         choose_strength_by_texts(both, tokenizer, "sw", task="topics", texts=texts[:15])
+
+
+def test_a_strength_by_texts_needs_labels(build: Callable[..., Any], tokenizer: Any) -> None:
+    model = build(kind="mean")
+    adapterx.add(model, "number", "seq_bn", labels=["score"], problem="regression")
+    adapterx.add(model, "sw", "seq_bn", kind="language")
+    with pytest.raises(ConfigError, match="does not choose between labels"):
+        choose_strength_by_texts(model, tokenizer, "sw", task="number", texts=["w1"] * 20)
