@@ -35,7 +35,7 @@ from adapterx.evaluation.scoring import table_of
 from adapterx.evaluation.table import Table
 from adapterx.evaluation.testsets import TestSet, find_tests, read_tests
 from adapterx.languages import language_name
-from adapterx.methods import Bottleneck
+from adapterx.methods import Bottleneck, LoRA
 from adapterx.model import add
 from adapterx.prediction import predict
 from adapterx.store import save
@@ -95,7 +95,8 @@ def run_demo(output: Path, *, seed: int = 0, show: bool = True) -> dict[str, Jso
     places = {name: _place(model, name) for name in (TASK, *LANGUAGES)}
 
     steps.begin(f"task adapter {TASK!r}: {len(train)} English sentences, {len(labels)} labels")
-    add(model, TASK, Bottleneck(layers="upper third"), language=SOURCE, labels=labels)
+    method = LoRA(rank=16, targets="all", layers="upper third")
+    add(model, TASK, method, language=SOURCE, labels=labels)
     train_task(
         model,
         tokenizer,

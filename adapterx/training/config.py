@@ -147,5 +147,5 @@ LEARNING_RATES: Final[Mapping[str, float]] = {
     "full": 5e-5,
 }
 # What served best on the packaged encoder with some hundred examples, or pairs: the demo's sizes.
-TASK_CONFIG: Final = TrainingConfig(learning_rate=LEARNING_RATES["bottleneck"])
+TASK_CONFIG: Final = TrainingConfig(learning_rate=LEARNING_RATES["lora"], keep="average")
 LANGUAGE_CONFIG: Final = TrainingConfig(epochs=20, learning_rate=5e-3)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from adapterx.composition import JsonValue, check_name
 from adapterx.errors import ConfigError, near_match
 from adapterx.languages import standard_tag
-from adapterx.training.config import LEARNING_RATES, TrainingConfig
+from adapterx.training.config import LEARNING_RATES, TASK_CONFIG, TrainingConfig
 from adapterx.training.yaml_file import read_yaml
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ _CHOICES: Final[Mapping[str, Sequence[str]]] = {
     "mixing": ("concatenate", "temperature", "balanced"),
 }
 _KIND: Final = "text-classification"
+# What transferred best: benchmarks/RESULTS.md.
+_METHOD: Final = "lora"
 _BY_LANGUAGE: Final = ("align", "adversary")
 _MANY: Final = ("train", "dev", "test", *_BY_LANGUAGE)
 
@@ -126,7 +128,7 @@ class RunSettings:
     mixing_temperature: float = 5.0
     few_shot: int = 0
     stream: bool = False
-    method: str = "bottleneck"
+    method: str = _METHOD
     reduction: float = 16
     rank: int = 16
     layers: str | Sequence[int] = "upper third"
@@ -144,7 +146,7 @@ class RunSettings:
     output: str | None = None
     resume: bool | str = False
     own: Mapping[str, JsonValue] = field(default_factory=dict)
-    config: TrainingConfig = field(default_factory=TrainingConfig)
+    config: TrainingConfig = TASK_CONFIG
 
     @property
     def folder(self) -> Path | None:
@@ -228,7 +230,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the kind of task"
     )
-    add_training_flags(parser, TrainingConfig(), named="the method's")
+    add_training_flags(parser, TASK_CONFIG, named="the method's")
 
 
 def add_training_flags(
@@ -287,7 +289,7 @@ def read_settings(
     if given.get("method") == "full" and given.get("compose"):
         raise ConfigError("compose is set, but method is 'full', a model without adapters.")
     training = {key: given[key] for key in loop if key in given}
-    rate = LEARNING_RATES.get(given.get("method", "bottleneck"), LEARNING_RATES["bottleneck"])
+    rate = LEARNING_RATES.get(given.get("method", _METHOD), LEARNING_RATES["bottleneck"])
     settings = {key: given[key] for key in known if given.get(key) is not None}
     _check(settings)
     if "label_map" in settings:
@@ -298,7 +300,7 @@ def read_settings(
     return RunSettings(
         **settings,
         own=_own(settings.get("kind", _KIND), rest, known | loop),
-        config=TrainingConfig(**{"learning_rate": rate, **training}),
+        config=dataclasses.replace(TASK_CONFIG, **{"learning_rate": rate, **training}),
     )
 
 

@@ -347,7 +347,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     "bad schedule": (f"{TRAIN} --schedule linaer", ["schedule is 'linaer', not one of linear"]),
     "two bad settings": (f"{TRAIN} --epochs 0 --keep first", ["epochs is 0", "keep is 'first'"]),
     "bad name": (f"{TRAIN} --task a/b", ["'a/b'"]),
-    "bad reduction": (f"{TRAIN} --reduction 0", ["reduction"]),
+    "bad reduction": (f"{TRAIN} --method bottleneck --reduction 0", ["reduction"]),
     "bad layers": (f"{TRAIN} --layers 1,x", ["layers is '1,x'. Write indices as 8,9,10,11."]),
     "bad layer words": (f"{TRAIN} --layers lower", ["'lower'"]),
     "unknown language": (f"{TRAIN} --language Swahilli", ["'Swahilli'", "Did you mean 'Swahili'?"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 
 from adapterx import Bottleneck, LoRA
 from adapterx.errors import ConfigError
-from adapterx.training.config import LEARNING_RATES, TrainingConfig
+from adapterx.training.config import LEARNING_RATES, TASK_CONFIG
 from adapterx.training.settings import RunSettings, add_flags, read_settings
 
 NEEDED = {"task": "t", "train": "train.jsonl", "output": "out"}
@@ -42,8 +43,10 @@ def test_a_flag_goes_before_the_file(written: Callable[[Any], str]) -> None:
     flags += ["--text-column", "words", "--trackers", "tensorboard", "--resume", "true"]
     settings = read("--config", path, *flags)
     assert settings.layers == "[0, 1]"
-    assert settings.build_method() == Bottleneck(layers=[0, 1])
-    assert settings.config == TrainingConfig(epochs=3, learning_rate=0.5, trackers=("tensorboard",))
+    assert settings.build_method() == LoRA(rank=16, targets="all", layers=[0, 1])
+    assert settings.config == replace(
+        TASK_CONFIG, epochs=3, learning_rate=0.5, trackers=("tensorboard",)
+    )
     assert settings.own == {"text_column": "words"}
     assert settings.resume is True
     assert read("--config", path).config.epochs == 9
@@ -52,7 +55,7 @@ def test_a_flag_goes_before_the_file(written: Callable[[Any], str]) -> None:
 def test_flags_alone_will_do() -> None:
     flags = [part for key, value in NEEDED.items() for part in (f"--{key}", value)]
     settings = read(*flags)
-    assert settings.config == TrainingConfig(learning_rate=2e-3)
+    assert settings.config == TASK_CONFIG
     assert settings.model == "e5-small-q4"
     assert settings.kind == "text-classification"
     assert settings.folder == Path("out.run")
@@ -116,7 +119,7 @@ def test_a_number_without_a_point_is_a_number(written: Callable[[Any], str]) -> 
     )
     settings = read("--config", path)
     assert (settings.config.learning_rate, settings.mixing_temperature) == (1e-3, 10)
-    assert settings.config == TrainingConfig(learning_rate=1e-3, epochs=3)
+    assert settings.config == replace(TASK_CONFIG, epochs=3)
 
 
 def test_a_label_map_is_of_texts_whatever_yaml_takes_them_for(
@@ -133,9 +136,7 @@ def test_a_label_map_is_of_texts_whatever_yaml_takes_them_for(
 
 def test_a_key_without_a_value_is_not_set(written: Callable[[Any], str]) -> None:
     path = written("task: t\ntrain: a\noutput: b\ntest:\nlabel_map:\nstore:\n")
-    assert read("--config", path) == RunSettings(
-        task="t", train="a", output="b", config=TrainingConfig(learning_rate=2e-3)
-    )
+    assert read("--config", path) == RunSettings(task="t", train="a", output="b")
 
 
 BROKEN: dict[str, tuple[Any, str]] = {
