@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final, TypeVar
@@ -18,14 +18,17 @@ from adapterx.composition import Stack
 from adapterx.errors import BaseModelError, CompositionError, ConfigError, DataError
 from adapterx.identification import check_language
 from adapterx.languages import standard_tag
-from adapterx.prediction import active_task
+from adapterx.prediction import active_task, logits_of
 from adapterx.registry import Registry, active_on, heads_of, registry_of, unwrap
 from adapterx.tasks import task_from_json
 
-__all__ = ["MINIMUM_TEXTS", "centre", "keep_mean", "reading"]
+__all__ = ["MINIMUM_TEXTS", "centre", "keep_mean", "keep_shares", "prior_bias", "reading"]
 
 # Thirty give most of the gain; below this a mean says more of the texts than of the language.
 MINIMUM_TEXTS: Final = 16
+_SHARES: Final = "label_shares"
+# Of the search for the bias, which halves its error in each at least.
+_ROUNDS: Final = 200
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
@@ -108,6 +111,7 @@ def centre(
     *,
     lang: str,
     task: str | None = None,
+    match_prior: bool = False,
     batch_size: int = 32,
 ) -> _Model:
     """Measure the mean of a language at the input of a task's head, and keep it with the task.
@@ -127,6 +131,10 @@ def centre(
         lang: Their language: a tag, an English name, or its adapter's name. The language of the
             task's labels gives the mean that the others are moved to; training measures it.
         task: The task; None for the one that is active.
+        match_prior: Whether to move the mean further, to where the mean of the answers is as the
+            training labels were spread (Saerens et al., 2002,
+            https://doi.org/10.1162/089976602753284446, by a bias on the logits). Only right if the
+            labels of `texts` are spread like that too. For classes read by a linear head.
         batch_size: Texts per forward pass, at least 1.
 
     Returns:
@@ -134,8 +142,8 @@ def centre(
 
     Raises:
         DataError: If there are too few texts.
-        ConfigError: If `texts` is one string, no task is active and none is named, or the task
-            reads pairs and these are none.
+        ConfigError: If `texts` is one string, no task is active and none is named, the task
+            reads pairs and these are none, or the prior cannot be matched.
         CompositionError: If the mean of what the task was trained on is not known.
         BaseModelError: If the model has no head.
         UnknownNameError: As `adapterx.attach`.
@@ -165,8 +173,69 @@ def centre(
         check_language([" ".join(row) for row in rows], tag, "What centre was given")
         with reading(model, tokenizer) as mean:
             kind.predict(model, tokenizer, records, batch_size=batch_size)
-    keep_mean(model, name, tag, mean.value, under=Stack(*below))
+        value = mean.value
+        if match_prior and tag != registry.adapters[name].language:
+            value = value - _prior_offset(model, tokenizer, name, rows, value, batch_size)
+    keep_mean(model, name, tag, value, under=Stack(*below))
     return model
+
+
+def keep_shares(model: nn.Module, task: str, shares: Mapping[str, float]) -> None:
+    """Keep with a task how its training labels were spread, shares by label."""
+    registry = registry_of(model)
+    assert registry is not None
+    adapter = registry.require(task)
+    registry.adapters[task] = replace(adapter, facts={**adapter.facts, _SHARES: dict(shares)})
+
+
+def _prior_offset(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    rows: Sequence[tuple[str, ...]],
+    mean: Tensor,
+    batch_size: int,
+) -> Tensor:
+    """Return what to add to vectors, ``(hidden,)``, for the mean answer to be the prior."""
+    registry, heads = registry_of(model), heads_of(model)
+    assert registry is not None and heads is not None
+    reader = heads.reader(unwrap(model))
+    labels = heads.labels[task].names
+    known = registry.adapters[task].facts.get(_SHARES)
+    means = heads.offsets.means(task)
+    if not isinstance(reader, nn.Linear) or reader.out_features != len(labels):
+        raise ConfigError(
+            f"The head of {task!r} is not one linear layer that reads a text once, so the prior "
+            "cannot be matched at its input. Leave match_prior out."
+        )
+    if not isinstance(known, Mapping) or {*known} != {*labels} or SOURCE not in means:
+        raise ConfigError(
+            f"{task!r} does not say how its training labels were spread (tasks of one class a "
+            "text do, since this version). Train it again, or leave match_prior out."
+        )
+    prior = torch.tensor([known[label] for label in labels]).float().clamp(min=1e-4)
+    weight = reader.weight.detach().float().cpu()
+    texts: list[Any] = [row[0] if len(row) == 1 else row for row in rows]
+    logits = logits_of(model, tokenizer, texts, batch_size=batch_size)
+    logits = logits + weight @ (means[SOURCE].cpu() - mean)
+    # The smallest move at the head's input that adds this to the logits.
+    return torch.linalg.pinv(weight) @ prior_bias(logits, prior)
+
+
+def prior_bias(logits: Tensor, prior: Tensor) -> Tensor:
+    """Return what to add to logits for the mean of the probabilities to be a prior.
+
+    Args:
+        logits: ``(texts, labels)``, float32.
+        prior: ``(labels,)``, above 0, their sum 1.
+
+    Returns:
+        ``(labels,)``, float32.
+    """
+    bias = torch.zeros_like(prior)
+    for _ in range(_ROUNDS):
+        bias += (prior.log() - (logits + bias).softmax(-1).mean(0).log()) / 2
+    return bias
 
 
 def _tag(registry: Registry, lang: str) -> str:

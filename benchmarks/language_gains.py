@@ -27,6 +27,7 @@ from adapterx import Bottleneck, LoRA, Scale, Stack
 from adapterx.centring import SOURCE
 from adapterx.data import SentencePair, read_pairs, read_rows
 from adapterx.encoders import ENCODER_NAME, load_encoder
+from adapterx.neutrality import prior_bias
 from adapterx.registry import heads_of
 from adapterx.tasks import read_records
 from adapterx.tasks.classification import TextClassification, text_batch
@@ -119,8 +120,10 @@ def make_scores(seed: int, data: Path, output: Path) -> None:
         tag: read_records(task, data / "sib200" / f"{tag}.test.jsonl.gz", language=tag)
         for tag in [*LANGUAGES, "en", "fr"]
     }
+    labels = torch.tensor([task.reference(one) for one in train])
+    prior = labels.bincount(minlength=len(task.labels)) / len(labels)
     found: dict[str, dict[str, Tensor]] = {
-        tag: {"right": torch.tensor([task.reference(one) for one in records])}
+        tag: {"prior": prior, "right": torch.tensor([task.reference(one) for one in records])}
         for tag, records in tests.items()
     }
     for name, (method, rate, keep) in TASKS.items():
@@ -181,6 +184,7 @@ def answers(
     return found
 
 
+_PRIOR: Final = ", prior"
 COLUMNS: Final = (
     "all layers",
     "upper third",
@@ -190,6 +194,7 @@ COLUMNS: Final = (
     "own 1, centred",
     "own chosen, centred",
     "another's, centred",
+    "own chosen, centred, prior",
 )
 
 
@@ -231,7 +236,9 @@ def table(output: Path) -> None:
 
 def _right(answers: Mapping[str, Tensor], column: str) -> Any:
     # Without an adapter of its own a language is answered by the task alone.
-    logits = answers.get(column, answers["average, centred"])
+    logits = answers.get(column.removesuffix(_PRIOR), answers["average, centred"])
+    if column.endswith(_PRIOR):
+        logits = logits + prior_bias(logits, answers["prior"])
     return (logits.argmax(-1) == answers["right"]).double().numpy()
 
 

@@ -38,6 +38,12 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     centre.add_argument(
         "--limit", type=int, default=1000, help="lines used, evenly over the files; default 1000"
     )
+    centre.add_argument(
+        "--match-prior",
+        action="store_true",
+        help="answer the text in the mean as the training labels were spread; right only if its "
+        "labels are spread like them",
+    )
     centre.add_argument("--batch-size", type=int, default=32, help="default 32")
     centre.add_argument(
         "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"]
@@ -72,7 +78,13 @@ def _centre(options: argparse.Namespace) -> JsonValue:
     adapterx.attach(model, lang=options.lang, task=name, store=options.store, fallback="none")
     texts = [tuple(line.split("\t")) for line in lines]
     adapterx.centre(
-        model, tokenizer, texts, lang=options.lang, task=name, batch_size=options.batch_size
+        model,
+        tokenizer,
+        texts,
+        lang=options.lang,
+        task=name,
+        match_prior=options.match_prior,
+        batch_size=options.batch_size,
     )
     folder = Path(options.task)
     if not folder.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from adapterx.activation import activate
 from adapterx.centring import SOURCE
 from adapterx.composition import Composition, JsonValue, Stack
 from adapterx.model import set_trainable
-from adapterx.neutrality import keep_mean, reading
+from adapterx.neutrality import keep_mean, keep_shares, reading
 from adapterx.registry import active_on, heads_of, unwrap
 from adapterx.store.card import base_of
 from adapterx.tasks import task_to_json
@@ -32,6 +33,7 @@ __all__ = ["facts_of", "score", "score_tests", "train_task"]
 
 # Records whose mean is the source that other languages are centred to.
 _MEAN_OF: Final = 256
+_ONE_CLASS: Final = "single_label_classification"
 
 
 def train_task(
@@ -120,6 +122,10 @@ def train_task(
             title=f"task {name or task.kind}",
         )
     heads = heads_of(model)
+    if name is not None and task.problem == _ONE_CLASS and isinstance(train, Sequence):
+        counts = Counter(task.labels[task.reference(record)] for record in train)
+        shares = {label: counts[label] / len(train) for label in task.labels}
+        keep_shares(model, name, shares)
     if name is not None and heads is not None and name in heads.names():
         few = sample(train, _MEAN_OF)
         languages = languages_of(few, languages=config.languages, known=known)

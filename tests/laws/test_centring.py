@@ -24,6 +24,7 @@ from adapterx.errors import (
     UnknownNameError,
 )
 from adapterx.neutrality import reading
+from adapterx.prediction import logits_of
 from adapterx.registry import heads_of, registry_of
 from adapterx.tasks.classification import Example, TextClassification
 from adapterx.training.config import TrainingConfig
@@ -173,6 +174,33 @@ def test_the_mean_is_that_of_what_the_head_reads(
         assert close(means[tag], torch.cat(read).mean(0))
 
 
+@pytest.mark.parametrize("pairs", [False, True])
+def test_with_the_prior_matched_the_mean_answer_is_how_the_training_labels_were_spread(
+    build, fill, tokenizer, pairs
+) -> None:
+    model = build("bert", "mean")
+    adapterx.add(model, "sw", "seq_bn", kind="language")
+    adapterx.add(model, "task", "lora", labels=["a", "b", "c"], language="en")
+    fill(model)
+    shares = {"a": 0.6, "b": 0.3, "c": 0.1}
+    _facts(model, task={"pair_column": "pair"} if pairs else {}, label_shares=shares)
+    texts = [(text, "w9 w8") for text in TEXTS] if pairs else TEXTS
+    adapterx.centre(model, tokenizer, texts, lang="en", task="task", match_prior=True)
+    plain = heads_of(model).offsets.means("task")
+    assert torch.equal(plain["en"], plain[SOURCE])  # the labels' own language stays where it is
+    answers = {}
+    for matched in (False, True):
+        adapterx.centre(model, tokenizer, texts, lang="sw", task="task", match_prior=matched)
+        adapterx.attach(model, lang="sw", task="task")
+        answers[matched] = logits_of(model, tokenizer, texts)
+    found = answers[True].softmax(-1).mean(0)
+    assert found.tolist() == pytest.approx([0.6, 0.3, 0.1], abs=1e-3)
+    assert answers[False].softmax(-1).mean(0).tolist() != pytest.approx([0.6, 0.3, 0.1], abs=1e-2)
+    # All that was added to the logits is one bias.
+    moved = answers[True] - answers[False]
+    assert torch.allclose(moved, moved[:1].expand_as(moved), atol=1e-3)
+
+
 def _facts(model: Any, **facts: Any) -> None:
     from dataclasses import replace
 
@@ -307,6 +335,11 @@ def _no_source(model: Any, tokenizer: Any) -> None:
 
 
 WRONG = {
+    "no shares for the prior": (
+        lambda m, t: adapterx.centre(m, t, TEXTS, lang="om", task="task", match_prior=True),
+        ConfigError,
+        "prior",
+    ),
     "too few texts": (
         lambda m, t: adapterx.centre(m, t, TEXTS[:3], lang="om", task="task"),
         DataError,
@@ -400,6 +433,9 @@ def test_training_measures_the_mean_of_its_own_records(build, close, tokenizer) 
     adapterx.activate(model, Stack("sw", "task"))
     read = [_read(model, dict(tokenizer([text], return_tensors="pt")))[:, 0] for text in TEXTS]
     assert close(means[SOURCE], torch.cat(read).mean(0))
+    odd = sum(len(text) % 2 for text in TEXTS) / len(TEXTS)
+    shares = registry_of(model).adapters["task"].facts["label_shares"]
+    assert shares == pytest.approx({"a": 1 - odd, "b": odd})
     adapterx.centre(model, tokenizer, TEXTS, lang="sw", task="task")
     adapterx.attach(model, lang="sw", task="task")
     assert registry_of(model).active == Stack("sw", Centred("task", "sw"))
