@@ -6,7 +6,9 @@ Data:     gzipped JSON lines ``DIR/sib200/LANG.SPLIT.jsonl.gz`` (text, label),
 Command:  python benchmarks/language_gains.py --data DIR --output OUT adapters
           python benchmarks/language_gains.py --data DIR --output OUT scores --seed 0 (1, 2)
           python benchmarks/language_gains.py --data DIR --output OUT table
+          python benchmarks/language_gains.py --data DIR --output OUT retrieval
           What OUT holds is not made again; several processes may share the work of `adapters`.
+          The same adapters under other tasks: benchmarks/zero_shot.py --adapters OUT/languages.
 Measured: benchmarks/RESULTS.md.
 """
 
@@ -31,9 +33,12 @@ from adapterx.neutrality import prior_bias
 from adapterx.registry import heads_of
 from adapterx.tasks import read_records
 from adapterx.tasks.classification import TextClassification, text_batch
+from adapterx.tasks.embedding import embed
 from adapterx.training.config import TASK_CONFIG, TrainingConfig
 from adapterx.training.language import train_language
+from adapterx.training.masked_head import load_masked_encoder
 from adapterx.training.objectives.alignment import Alignment
+from adapterx.training.objectives.masked import MaskedLanguageModelling
 from adapterx.training.objectives.objective import Corpus
 from adapterx.training.strength import STRENGTHS, information
 from adapterx.training.task import train_task
@@ -49,6 +54,11 @@ SOURCES: Final = {
     **dict.fromkeys(("mos", "fon", "bm", "wo"), "fr"),
     "quy": "es",
 }
+# One adapter for the languages of a Glottolog family that have relatives among them.
+FAMILIES: Final = {
+    "atlantic-congo": ("sw", "yo", "ig", "mos", "fon", "wo", "tw", "ln", "tn"),
+    "afro-asiatic": ("ha", "om", "ti"),
+}
 PAIRS: Final = 7200
 STEPS: Final = 300
 TASK: Final = "topics"
@@ -56,7 +66,7 @@ TASK: Final = "topics"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("stage", choices=["adapters", "scores", "table"])
+    parser.add_argument("stage", choices=["adapters", "scores", "table", "retrieval"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
@@ -66,38 +76,87 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     if options.stage == "adapters":
         for tag in SOURCES:
-            make_adapter(tag, options.data, options.output)
+            make_adapter(tag, (tag,), options.data, options.output / "languages")
+        for name, members in FAMILIES.items():
+            make_adapter(name, members, options.data, options.output / "families")
+        for tag in LANGUAGES:
+            make_masked(tag, options.data, options.output / "masked")
     elif options.stage == "scores":
         make_scores(options.seed, options.data, options.output)
+    elif options.stage == "retrieval":
+        retrieval(options.data, options.output)
     else:
         table(options.output)
 
 
-def make_adapter(tag: str, data: Path, output: Path) -> None:
-    """Train the language adapter of a language: alignment on its pairs, its text as anchors."""
-    place, lock = output / "languages" / tag, output / "languages" / f"{tag}.lock"
-    lock.parent.mkdir(exist_ok=True)
-    try:
-        lock.touch(exist_ok=False)
-    except FileExistsError:
+def make_adapter(name: str, members: tuple[str, ...], data: Path, output: Path) -> None:
+    """Train an adapter by alignment on the pairs of its languages, their text as anchors."""
+    if not _mine(output, name):
         return
-    path = data / "parallel" / f"{SOURCES[tag]}-{tag}.train.jsonl.gz"
-    pairs = [one for one in read_pairs(path, target=tag) if 20 <= len(one.source) <= 400]
-    text = data / "text" / f"{tag}.train.jsonl.gz"
-    lines = [row.text("text") for row in read_rows(text)] if text.is_file() else []
-    count = min(PAIRS, len(pairs))
-    some: list[SentencePair] = [pairs[at * len(pairs) // count] for at in range(count)]
+    pairs: list[SentencePair] = []
+    for tag in members:
+        if tag in SOURCES:
+            pairs += _spaced(training_pairs(tag, data), PAIRS // len(members))
+    lines = [line for tag in members for line in _spaced(text(tag, data), 12000 // len(members))]
     set_seed(0)
     model, tokenizer = load_encoder(ENCODER_NAME, head="none")
-    adapterx.add(model, tag, Bottleneck(reduction=2), kind="language", language=tag)
+    tag = members[0] if len(members) == 1 else None
+    adapterx.add(model, name, Bottleneck(reduction=2), kind="language", language=tag)
     train_language(
         model,
         tokenizer,
-        {tag: Corpus(text=lines, pairs=some)},
+        {name: Corpus(text=lines, pairs=pairs)},
         objectives=[Alignment(temperature=0.02)],
         config=TrainingConfig(epochs=50, max_steps=STEPS, learning_rate=2e-3, max_length=64),
     )
-    adapterx.save(model, tag, place)
+    adapterx.save(model, name, output / name)
+
+
+def make_masked(tag: str, data: Path, output: Path) -> None:
+    """Train the rivals' language adapter: masked language modelling, with the coupling."""
+    if not _mine(output, tag):
+        return
+    lines = text(tag, data)
+    every = [line for each in LANGUAGES for line in _spaced(text(each, data), 1000)]
+    model, tokenizer = load_masked_encoder(ENCODER_NAME, every, store=output / "head")
+    set_seed(0)
+    adapterx.add(model, tag, "seq_bn_inv", kind="language", language=tag)
+    train_language(
+        model,
+        tokenizer,
+        {tag: Corpus(text=lines)},
+        objectives=[MaskedLanguageModelling()],
+        config=TrainingConfig(epochs=50, max_steps=STEPS, learning_rate=5e-4, max_length=64),
+    )
+    adapterx.save(model, tag, output / tag)
+
+
+def _mine(output: Path, name: str) -> bool:
+    """Take the work of an adapter, unless it is there or another process has it."""
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        (output / f"{name}.lock").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def training_pairs(tag: str, data: Path) -> list[SentencePair]:
+    """Return the pairs of a language, without the very short and the very long ones."""
+    path = data / "parallel" / f"{SOURCES[tag]}-{tag}.train.jsonl.gz"
+    return [one for one in read_pairs(path, target=tag) if 20 <= len(one.source) <= 400]
+
+
+def text(tag: str, data: Path) -> list[str]:
+    """Return the lines of a language."""
+    path = data / "text" / f"{tag}.train.jsonl.gz"
+    return [row.text("text") for row in read_rows(path)] if path.is_file() else []
+
+
+def _spaced(some: list[Any], count: int) -> list[Any]:
+    """Return at most so many, taken evenly."""
+    count = min(count, len(some))
+    return [some[at * len(some) // count] for at in range(count)]
 
 
 # What a task adapter is: its method, its rate, and which weights are kept.
@@ -129,15 +188,24 @@ def make_scores(seed: int, data: Path, output: Path) -> None:
     for name, (method, rate, keep) in TASKS.items():
         set_seed(seed)
         model, tokenizer = load_encoder(ENCODER_NAME, head=task.head, labels=task.labels)
-        adapterx.add(model, TASK, method, language="en", labels=task.labels, problem=task.problem)
-        config = TrainingConfig(epochs=TASK_CONFIG.epochs, learning_rate=rate, keep=keep, seed=seed)
-        train_task(model, tokenizer, TASK, task, train=train, config=config)
-        trained = (
-            sorted((output / "languages").glob("*/adapterx.json")) if keep == "average" else []
-        )
-        for card in trained:
-            adapterx.load(model, card.parent)
-        known = [card.parent.name for card in trained]
+        folder = output / "tasks" / f"{name}, seed {seed}"
+        if folder.exists():
+            adapterx.load(model, folder)
+        else:
+            adapterx.add(
+                model, TASK, method, language="en", labels=task.labels, problem=task.problem
+            )
+            config = TrainingConfig(
+                epochs=TASK_CONFIG.epochs, learning_rate=rate, keep=keep, seed=seed
+            )
+            train_task(model, tokenizer, TASK, task, train=train, config=config)
+            adapterx.save(model, TASK, folder)
+        kinds = {"all layers": ["masked"], "average": ["languages", "families"]}.get(name, [])
+        known: list[str] = []
+        for kind in kinds:
+            for card in sorted((output / kind).glob("*/adapterx.json")):
+                adapterx.load(model, card.parent)
+                known.append(card.parent.name)
         for tag, records in tests.items():
             texts = [record.text for record in records]
             found[tag] |= answers(model, tokenizer, texts, name, tag, known)
@@ -148,7 +216,7 @@ def make_scores(seed: int, data: Path, output: Path) -> None:
 def answers(
     model: Any, tokenizer: Any, texts: list[str], name: str, tag: str, known: list[str]
 ) -> dict[str, Tensor]:
-    """Return logits by column: the task as it is and centred, on adapters at every strength."""
+    """Return logits by column: the task as it is and centred, on language adapters."""
     heads = heads_of(model)
     assert heads is not None
     found: dict[str, Tensor] = {}
@@ -168,6 +236,13 @@ def answers(
             return head(vectors), head(moved)
 
     found[name], found[f"{name}, centred"] = read(TASK)
+    if name == "all layers" and tag in known:  # as the rivals stack them
+        found[f"{name}, masked"], found[f"{name}, masked, centred"] = read(Stack(tag, TASK))
+    if name != "average":
+        return found
+    for family, members in FAMILIES.items():
+        if tag in members:
+            found["family"], found["family, centred"] = read(Stack(Scale(family, 0.5), TASK))
     if tag not in known:
         return found
     centred = {0.0: found[f"{name}, centred"]}
@@ -179,17 +254,43 @@ def answers(
     chosen = max(told, key=lambda strength: (told[strength], -strength))
     found["own chosen, centred"] = centred[chosen]
     found["strength"] = torch.tensor(chosen)
-    other = known[(known.index(tag) + 5) % len(known)]
+    others = [each for each in known if each in LANGUAGES]
+    other = others[(others.index(tag) + 5) % len(others)]
     found["another's, centred"] = read(Stack(Scale(other, chosen or 0.5), TASK))[1]
     return found
+
+
+def retrieval(data: Path, output: Path) -> None:
+    """Print how many of 300 test sentences find their translation, at strengths 0, 1/2 and 1."""
+    model, tokenizer = load_encoder(ENCODER_NAME, head="none")
+    for tag, source in SOURCES.items():
+        path = data / "parallel" / f"{source}-{tag}.test.jsonl.gz"
+        if not path.exists():
+            continue
+        pairs = read_pairs(path, target=tag)[:300]
+        adapterx.load(model, output / "languages" / tag)
+        adapterx.activate(model, None)
+        sources = embed(model, tokenizer, [one.source for one in pairs])
+        shown = []
+        for composition in (None, Scale(tag, 0.5), tag):
+            adapterx.activate(model, composition)
+            similar = embed(model, tokenizer, [one.target for one in pairs]) @ sources.T
+            shown.append(float((similar.argmax(1) == torch.arange(len(pairs))).double().mean()))
+        print(f"| {tag} | {source} |", " | ".join(f"{one:.3f}" for one in shown), "|", flush=True)
+        adapterx.activate(model, None)
+        adapterx.detach(model, tag)
 
 
 _PRIOR: Final = ", prior"
 COLUMNS: Final = (
     "all layers",
+    "all layers, masked",
+    "all layers, centred",
     "upper third",
+    "upper third, centred",
     "average",
     "average, centred",
+    "family, centred",
     "own 0.5, centred",
     "own 1, centred",
     "own chosen, centred",
@@ -236,7 +337,8 @@ def table(output: Path) -> None:
 
 def _right(answers: Mapping[str, Tensor], column: str) -> Any:
     # Without an adapter of its own a language is answered by the task alone.
-    logits = answers.get(column.removesuffix(_PRIOR), answers["average, centred"])
+    alone = "all layers" if column.startswith("all layers") else "average, centred"
+    logits = answers.get(column.removesuffix(_PRIOR), answers[alone])
     if column.endswith(_PRIOR):
         logits = logits + prior_bias(logits, answers["prior"])
     return (logits.argmax(-1) == answers["right"]).double().numpy()

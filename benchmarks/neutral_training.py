@@ -11,9 +11,12 @@ Measured: docs/training.md.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,21 +27,22 @@ from accelerate.utils import set_seed
 import adapterx
 from adapterx import LoRA
 from adapterx.centring import SOURCE
-from adapterx.data import read_pairs
+from adapterx.data import SentencePair, read_pairs
 from adapterx.encoders import ENCODER_NAME, load_encoder
 from adapterx.registry import heads_of
 from adapterx.tasks import read_records
 from adapterx.tasks.classification import TextClassification, text_batch
-from adapterx.training.config import TrainingConfig
+from adapterx.training.config import TASK_CONFIG
 from adapterx.training.task import train_task
 from adapterx.training.terms.adversarial import LanguageAdversary
 from adapterx.training.terms.consistency import Consistency
+from adapterx.training.terms.switching import Switched
 from adapterx.training.terms.vectors import vectors_of
 
 SEEN = ["sw", "yo", "ha", "luo"]
 HELD_OUT = ["ig", "mos", "om", "fon", "bm", "wo", "tw", "quy", "ti", "ln", "tn"]
 HIGH = ["en", "fr"]
-# By name: whether it is Consistency or an adversary, and its settings.
+# By name: what acts beside the labels, and its settings.
 RUNS: dict[str, tuple[type | None, dict[str, Any]]] = {
     "labels alone": (None, {}),
     "align 0.3": (Consistency, {"weight": 0.3}),
@@ -46,6 +50,7 @@ RUNS: dict[str, tuple[type | None, dict[str, Any]]] = {
     "align 0.3, centred": (Consistency, {"weight": 0.3, "centred": True}),
     "align 1, centred": (Consistency, {"weight": 1.0, "centred": True}),
     "adversary 0.1": (LanguageAdversary, {"weight": 0.1}),
+    "code-switching 0.3": (Switched, {"probability": 0.3}),
 }
 
 
@@ -85,7 +90,7 @@ def run(name: str, seed: int, data: Path) -> dict[str, Any]:
     model, tokenizer = load_encoder(ENCODER_NAME, head=task.head, labels=task.labels)
     method = LoRA(rank=16, targets="all", layers="upper third")
     adapterx.add(model, "topics", method, language="en", labels=task.labels, problem=task.problem)
-    config = TrainingConfig(learning_rate=1e-3, keep="last", seed=seed)
+    config = dataclasses.replace(TASK_CONFIG, seed=seed)
     kind, settings = RUNS[name]
     pairs = {
         tag: read_pairs(data / f"parallel/en-{tag}.train.jsonl.gz", target=tag) for tag in SEEN
@@ -93,7 +98,9 @@ def run(name: str, seed: int, data: Path) -> dict[str, Any]:
     texts = {"en": [pair.source for some in pairs.values() for pair in some]}
     texts |= {tag: [pair.target for pair in some] for tag, some in pairs.items()}
     read = {Consistency: {"pairs": pairs}, LanguageAdversary: {"texts": texts}}
-    terms = [] if kind is None else [kind(**read[kind], **settings)]
+    terms = [kind(**read[kind], **settings)] if kind in read else []
+    if kind is Switched:
+        train = Switched(train, dictionary(pairs), **settings)
     result = train_task(model, tokenizer, "topics", task, train=train, config=config, terms=terms)
     adapterx.activate(model.eval(), "topics")
     heads = heads_of(model)
@@ -118,6 +125,32 @@ def run(name: str, seed: int, data: Path) -> dict[str, Any]:
                 for read in (vectors, vectors + offset)
             ]
     return {"seconds": result.seconds, "losses": result.losses, "scores": scores}
+
+
+def dictionary(pairs: dict[str, list[SentencePair]]) -> dict[str, list[str]]:
+    """Return translations of English words: in each language the one it stands with most (Dice)."""
+    found: dict[str, list[str]] = {}
+    for some in pairs.values():
+        here: Counter[str] = Counter()
+        there: Counter[str] = Counter()
+        both: Counter[tuple[str, str]] = Counter()
+        for pair in some:
+            own, other = (
+                set(re.findall(r"[\w'’-]{3,}", side.casefold()))
+                for side in (pair.source, pair.target)
+            )
+            here.update(own)
+            there.update(other)
+            both.update((one, word) for one in own for word in other if one != word)
+        best: dict[str, tuple[float, str]] = {}
+        for (one, word), count in both.items():
+            if count >= 5:
+                score = 2 * count / (here[one] + there[word])
+                best[one] = max(best.get(one, (0.3, "")), (score, word))
+        for one, (_, word) in best.items():
+            if word:
+                found.setdefault(one, []).append(word)
+    return found
 
 
 def table(output: Path) -> None:

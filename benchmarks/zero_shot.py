@@ -5,6 +5,8 @@ Data:     gzipped JSON lines ``DIR/SET/LANG.SPLIT.jsonl.gz``; benchmarks/RESULTS
 Command:  python benchmarks/zero_shot.py --data DIR --output OUT --sets sib200 --seeds 0 1 2
           Every run (set, method, seed) is a process of its own; what OUT holds is not run again.
           Afterwards ``--report`` alone makes the tables and pages of what OUT holds.
+          ``--adapters FOLDER`` adds columns with the language adapters of a folder below the task,
+          at half strength and at full, for the languages that have one.
 Measured: benchmarks/RESULTS.md.
 """
 
@@ -22,7 +24,7 @@ from accelerate.utils import set_seed
 from rich.console import Console
 
 import adapterx
-from adapterx import Bottleneck, HeadOnly, LoRA
+from adapterx import Bottleneck, HeadOnly, LoRA, Scale, Stack
 from adapterx.encoders import ENCODER_NAME, load_encoder
 from adapterx.evaluation.measured import Measured, merge
 from adapterx.evaluation.measuring import measure
@@ -223,6 +225,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--adapters", type=Path, help="folder of language adapters' folders")
     parser.add_argument("--report", action="store_true", help="tables of what OUT holds")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -232,13 +235,14 @@ def main() -> None:
         for seed in options.seeds:
             for method in options.methods:
                 if options.here:
-                    run(name, method, seed, options.data, options.output)
+                    run(name, method, seed, options.data, options.output, options.adapters)
                 elif not all(path.exists() for path in _files(options.output, name, method, seed)):
                     # A process of its own: Accelerate's precision is fixed in one, memory grows.
                     command = [sys.executable, __file__, "--here", "--sets", name]
                     command += ["--methods", method, "--seeds", str(seed)]
                     command += ["--data", str(options.data), "--output", str(options.output)]
                     command += ["--threads", str(options.threads)]
+                    command += ["--adapters", str(options.adapters)] if options.adapters else []
                     subprocess.run(command, check=True)
     if options.report:
         report(options.output)
@@ -264,7 +268,7 @@ def report(output: Path) -> None:
         (folder / "table.csv").write_text(as_csv(table), encoding="utf-8")
 
 
-def run(name: str, method: str, seed: int, data: Path, output: Path) -> None:
+def run(name: str, method: str, seed: int, data: Path, output: Path, adapters: Path | None) -> None:
     """Train once, and answer every test set."""
     chosen = SETS[name]
     adapter = chosen.method(method)
@@ -313,14 +317,24 @@ def run(name: str, method: str, seed: int, data: Path, output: Path) -> None:
         seconds = train_task(model, tokenizer, active, task, train=train, config=config).seconds
     if full:
         model.to(torch.bfloat16)  # all are tested in the precision that adapters run in
+    known: list[str] = []
+    for card in sorted(adapters.glob("*/adapterx.json")) if adapters else []:
+        adapterx.load(model, card.parent)
+        known.append(card.parent.name)
     for table, tests in suites.items():
         column = "plain encoder" if plain else method
+        columns: dict[str, dict[str, Any]] = {column: dict.fromkeys(tests, active)}
+        own = [tag for tag in known if tag in tests]
+        for strength in (0.5, 1.0) if own else ():
+            columns[f"{method}, own {strength:g}"] = {
+                tag: Stack(Scale(tag, strength), name) for tag in own
+            }
         measured = measure(
             model,
             tokenizer,
             task,
             tests,
-            {column: dict.fromkeys(tests, active)},
+            columns,
             name=table,
             run=f"seed {seed}",
             source="en",

@@ -24,11 +24,13 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="list the languages that can be served",
         description="List the languages with an adapter, and those that tasks know the mean of, in "
-        "the store, or in a folder that holds adapters.",
+        "the store, in a folder that holds adapters, or in a repository of the Hub.",
         epilog="example: adapterx languages",
         allow_abbrev=False,
     )
-    languages.add_argument("folder", nargs="?", type=Path, help="a folder of adapters' folders")
+    languages.add_argument(
+        "folder", nargs="?", help="a folder of adapters' folders, or user/repo on the Hub"
+    )
     languages.add_argument("--store", help="folder of the store; ADAPTERX_HOME unless given")
     languages.set_defaults(run=_languages)
 
@@ -53,14 +55,20 @@ def _languages(options: argparse.Namespace) -> JsonValue:
     from adapterx.errors import AdapterError
     from adapterx.languages import language_name, script_name
     from adapterx.store.card import CARD, Card
+    from adapterx.store.hub import is_repo_id, pull_cards
     from adapterx.store.local import adapters_folder, stored
 
     if options.folder is None:
         where, cards = adapters_folder(options.store), [card for _, card in stored(options.store)]
     else:
-        where, cards = options.folder, []
+        where, cards = Path(options.folder), []
         if not where.is_dir():
-            raise ConfigError(f"There is no folder {where}. Give one that holds adapters' folders.")
+            if not is_repo_id(options.folder):
+                raise ConfigError(
+                    f"There is no folder {where}. Give one that holds adapters' folders, or "
+                    "user/repo on the Hub."
+                )
+            where = pull_cards(options.folder)
         for path in sorted([*where.glob(CARD), *where.glob(f"*/{CARD}")]):
             try:
                 cards.append(Card.read(path.parent))
@@ -91,7 +99,7 @@ def _languages(options: argparse.Namespace) -> JsonValue:
                 if row[key]
             ]
             print(f"{row['tag']:<{widths[0]}}  {row['name']:<{widths[1]}}  {'; '.join(how)}")
-    return {"where": str(where), "languages": list(rows)}
+    return {"where": str(options.folder or where), "languages": list(rows)}
 
 
 def _centred(card: Card) -> list[str]:

@@ -16,7 +16,7 @@ import adapterx
 from adapterx.errors import AdapterError, ConfigError, FormatError, HubError
 from adapterx.store.card import CARD
 
-__all__ = ["is_repo_id", "pull", "push_folder"]
+__all__ = ["is_repo_id", "pull", "pull_cards", "push_folder"]
 
 _NEEDED: Final = (CARD, "adapter_config.json")
 _FILES: Final = ["*.json", "*.safetensors", "README.md"]
@@ -130,6 +130,29 @@ def pull(repo_id: str, *, revision: str | None = None) -> Path:
             snapshot_download(
                 repo_id, revision=facts.name, allow_patterns=_FILES, ignore_patterns="*/*"
             )
+        )
+
+
+def pull_cards(repo_id: str, *, revision: str | None = None) -> Path:
+    """Fetch the cards of the adapters in a repository, of its folders too, and no weights.
+
+    Args:
+        repo_id: ``"user/repo"``.
+        revision: Branch, tag or commit; None for ``main``.
+
+    Returns:
+        The folder in the cache; what is in it is shared, so do not write there.
+
+    Raises:
+        ConfigError: If `repo_id` cannot be one.
+        HubError: If the Hub refuses, or does not answer and nothing is in the cache.
+    """
+    _check_repo_id(repo_id)
+    with _one_line(f"read {repo_id!r}", revision):
+        from huggingface_hub import snapshot_download
+
+        return Path(
+            snapshot_download(repo_id, revision=revision, allow_patterns=[CARD, f"*/{CARD}"])
         )
 
 

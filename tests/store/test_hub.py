@@ -26,13 +26,13 @@ from adapterx.store.hub import is_repo_id, pull, push_folder
 HERE = Path(__file__).parent
 # What every client begins with. The seed gives each of them the same base.
 PRELUDE = """
-import json, os, sys
+import json, os, subprocess, sys
 from pathlib import Path
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 import adapterx
 from adapterx.registry import adapter_modules
-from adapterx.store.hub import pull, push_folder
+from adapterx.store.hub import pull, pull_cards, push_folder
 
 scratch = Path(sys.argv[1])
 outcomes = {}
@@ -89,6 +89,14 @@ for branch in ("main", "v2"):
 attempt("folder", lambda: pull("alice/topics"))
 attempt("commit", lambda: pull("alice/topics", revision=sys.argv[2]))
 attempt("with its token", lambda: pull("alice/secret"))
+facts = pull_cards("alice/reused")
+outcomes["cards"] = [path.name for path in facts.rglob("*") if path.is_file()]
+told = subprocess.run(
+    [sys.executable, "-m", "adapterx", "languages", "alice/reused", "--json"],
+    stdout=subprocess.PIPE,
+    check=True,
+)
+outcomes["served"] = json.loads(told.stdout)
 outcomes["earlier commit"] = sys.argv[3]
 attempt("earlier", lambda: pull("alice/reused", revision=sys.argv[3]))
 """
@@ -219,6 +227,13 @@ def test_model_card_on_the_hub_names_its_repository(hub: Hub, pushed: dict[str, 
     assert "library_name: adapterx" in card.split("---")[1]
     assert 'adapterx.attach(model, task="alice/topics")' in card
     assert "path/to" not in card
+
+
+@pytest.mark.slow
+def test_languages_of_a_repository_are_listed_from_its_cards_alone(pulled: dict[str, Any]) -> None:
+    assert pulled["cards"] == ["adapterx.json"]
+    (served,) = pulled["served"]["languages"]
+    assert (served["tag"], served["adapters"]) == ("sw", ["sw"])
 
 
 @pytest.mark.slow
