@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from adapterx.prediction import predict
     from adapterx.sharing import share
     from adapterx.store import load, pull, push, save
+    from adapterx.weighing import weigh
 
 __version__ = "0.1.0"
 
@@ -77,6 +78,7 @@ _HOME: Final = {
     "share": "adapterx.sharing",
     "summary": "adapterx.overview",
     "using": "adapterx.activation",
+    "weigh": "adapterx.weighing",
 }
 
 __all__ = [
@@ -114,6 +116,7 @@ __all__ = [
     "share",
     "summary",
     "using",
+    "weigh",
 ]
 
 

@@ -42,11 +42,11 @@ from adapterx.store.hub import is_repo_id
 from adapterx.store.local import adapters_folder, find, stored
 from adapterx.store.setup import SETUP
 
-__all__ = ["Fallback", "adapted_languages", "attach", "means_of"]
+__all__ = ["AVERAGED", "Fallback", "adapted_languages", "attach", "means_of"]
 
 Fallback: TypeAlias = Literal["error", "none", "nearest", "average"]
 # The three nearest languages, as more add little weight and each is another pass.
-_AVERAGED: Final = 3
+AVERAGED: Final = 3
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -309,7 +309,7 @@ class _Finder:
             nearest = next(iter(near))
             part = _part(self.adapter(nearest, "language")) if nearest in adapted else Stack()
             return part, nearest
-        weights = softmax_weights(dict(list(near.items())[:_AVERAGED]))
+        weights = softmax_weights(dict(list(near.items())[:AVERAGED]))
         parts = {_part(self.adapter(one, "language")): weight for one, weight in weights.items()}
         return Average(parts, over="outputs"), None
 

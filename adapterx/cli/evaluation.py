@@ -62,8 +62,8 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "--columns",
         nargs="+",
-        help="of task, own, centred, source, averaged, nearest and shuffled; the first three "
-        "unless given",
+        help="of task, own, centred, source, averaged, nearest, related and shuffled; the first "
+        "three unless given",
     )
     evaluate.add_argument("--controls", action="store_true", help="all columns")
     evaluate.add_argument("--against", help="column the others are compared with; the first")

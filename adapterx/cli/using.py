@@ -41,6 +41,12 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
         help="where the language has no adapter: the task alone, on the nearest language's, or on "
         "the mean of the three nearest",
     )
+    predict.add_argument(
+        "--weigh",
+        action="store_true",
+        help="with --fallback average: weigh the three so that the answers to these texts are "
+        "surest",
+    )
     predict.add_argument("--file", type=Path, help="a file of texts, one a line")
     predict.add_argument(
         "texts", nargs="*", metavar="TEXT", help="texts; contexts, premises, or sources"
@@ -67,6 +73,8 @@ def _predict(options: argparse.Namespace) -> JsonValue:
     rows = _asked(options)
     if options.lang and options.compose:
         raise ConfigError("Both lang and compose given. Give one of them.")
+    if options.weigh and options.fallback != "average":
+        raise ConfigError("weigh is for several adapters in place of one: add --fallback average.")
 
     import adapterx
     from adapterx.prediction import identified
@@ -101,8 +109,13 @@ def _predict(options: argparse.Namespace) -> JsonValue:
                 store=options.store,
                 fallback=options.fallback,
             )
-        compositions[language] = adapterx.summary(model).active
         chosen = [at for at, each in enumerate(languages) if each == language]
+        active = adapterx.summary(model).active
+        if options.weigh and "Average" in str(active):
+            weighed: list[Any] = [rows[at] if len(rows[at]) > 1 else rows[at][0] for at in chosen]
+            adapterx.weigh(model, tokenizer, weighed)
+            active = adapterx.summary(model).active
+        compositions[language] = active
         told = task.tell(model, tokenizer, [records[at] for at in chosen])
         for at, answer in zip(chosen, told, strict=True):
             answers[at] = answer

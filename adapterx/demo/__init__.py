@@ -303,9 +303,9 @@ def _notes(table: Table, chosen: Mapping[str, Any], compared: int) -> list[str]:
             )
             notes.append(
                 f"{row.name}: language adapter and centring {verdict}, "
-                f"{100 * gain.value:+.1f} points (95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f}, "
-                f"{row.examples} sentences), at strength {chosen[row.tag]['strength']:g}, chosen "
-                "without its labels."
+                f"{100 * gain.value:+.1f} points (95 % interval {100 * gain.low:+.1f} to "
+                f"{100 * gain.high:+.1f}, {row.examples} sentences), at strength "
+                f"{chosen[row.tag]['strength']:g}, chosen without its labels."
             )
     notes.append(
         f"Saved, loaded in a fresh process, asked again: {compared} answers, equal to the last bit."

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from adapterx.activation import activate
-from adapterx.attachment import attach, means_of
+from adapterx.attachment import AVERAGED, attach, means_of
 from adapterx.centring import SOURCE
 from adapterx.composition import (
     Average,
@@ -25,7 +25,7 @@ from adapterx.composition import (
 )
 from adapterx.errors import BaseModelError, ConfigError, UnknownNameError, near_match
 from adapterx.registry import Adapter, active_on, heads_of, registry_of
-from adapterx.relatives import distances
+from adapterx.relatives import distances, softmax_weights
 from adapterx.tasks import task_from_json
 from adapterx.tasks.task import Task
 
@@ -40,6 +40,7 @@ COLUMNS: Final[Mapping[str, str]] = {
     "source": "on the adapter of the language that had labels, for every language",
     "averaged": "on the mean of what all language adapters do, for every language",
     "nearest": "on the adapter of the nearest other language, by descent and place",
+    "related": "on the mean of the three nearest other languages' adapters, weighted by nearness",
     "shuffled": "on the adapter of another language, drawn so that none keeps its own",
 }
 
@@ -124,7 +125,8 @@ def columns_of(
         "own": {tag: _part(own[tag]) for tag in languages if tag in own},
         "source": {tag: _part(own[source]) for tag in languages if source in own},
         "averaged": {tag: _mean(list(own.values())) for tag in languages if own},
-        "nearest": _nearest(languages, own, source, asked) if "nearest" in columns else {},
+        "nearest": _near(languages, own, source, 1, asked) if "nearest" in columns else {},
+        "related": _near(languages, own, source, AVERAGED, asked) if "related" in columns else {},
         "shuffled": {
             tag: _part(own[other])
             for tag, other in _shuffled([tag for tag in languages if tag in own], seed).items()
@@ -173,10 +175,14 @@ def _centred(
     return found
 
 
-def _nearest(
-    languages: Collection[str], own: Mapping[str, Adapter], source: str | None, asked: bool
+def _near(
+    languages: Collection[str],
+    own: Mapping[str, Adapter],
+    source: str | None,
+    count: int,
+    asked: bool,
 ) -> dict[str, Composition]:
-    """Return for each language but the source the adapter it would get if it had none.
+    """Return for each language but the source what it would get if it had no adapter.
 
     Nothing if the library that knows is not installed and the column was not asked for by name.
     """
@@ -184,8 +190,13 @@ def _nearest(
     try:
         for tag in set(languages) - {source}:
             with suppress(UnknownNameError):  # a language of which nothing is known
-                for nearest in list(distances(tag, own.keys() - {tag}))[:1]:
-                    found[tag] = _part(own[nearest])
+                near = list(distances(tag, own.keys() - {tag}).items())[:count]
+                weights = softmax_weights(dict(near))
+                parts = {_part(own[other]): weight for other, weight in weights.items()}
+                if count == 1 and parts:
+                    found[tag] = next(iter(parts))
+                elif len(parts) > 1:
+                    found[tag] = Average(parts, over="outputs")
     except ConfigError:
         if asked:
             raise

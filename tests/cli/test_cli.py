@@ -444,6 +444,7 @@ STORED: dict[str, tuple[str, list[str]]] = {
     "near task": ("predict --model tiny --task topic w1", ["'topic'", "Did you mean 'topics'?"]),
     "near adapter": ("show topisc", ["there: sw, topics", "Did you mean 'topics'?"]),
     "no adapter of the language": (f"{PREDICT} --lang fr w1", ["'fr'", "sw", "fallback"]),
+    "nothing to weigh": (f"{PREDICT} --lang fr --weigh w1", ["weigh", "--fallback average"]),
     "no such language": (f"{PREDICT} --lang Swahilli w1", ["'Swahilli'"]),
     "a language for a task": ("predict --model tiny --task sw w1", ["No task 'sw'"]),
     "another base": ("predict --model other --task topics w1", ["another base", "tiny"]),

@@ -83,6 +83,13 @@ def test_columns_are_built_from_what_is_on_the_model(model: Any) -> None:
     yo = Scale("yo", 0.5)
     mean = Stack(Average("en", "sw", yo, over="outputs"), "topics")
     shuffled = found.pop("shuffled")
+    related: Any = found.pop("related")
+    assert {tag: set(stack.children[0].children) for tag, stack in related.items()} == {
+        "fr": {"en", "sw", yo},
+        "sw": {"en", yo},
+        "yo": {"en", "sw"},
+    }
+    assert all(sum(stack.children[0].weights) == pytest.approx(1) for stack in related.values())
     assert found == {
         "task": dict.fromkeys(TAGS, "topics"),
         "own": {
@@ -165,7 +172,7 @@ def test_every_cell_holds_what_its_composition_answers(
         model, tokenizer, TASK, tests, columns, name="topics", source="en", batch_size=5
     )
     assert set(measured.columns) == set(COLUMNS)
-    assert len(measured.answered) == 4 + 3 + 4 + 4 + 3 + 2 + 3
+    assert len(measured.answered) == 4 + 3 + 4 + 4 + 3 + 3 + 2 + 3
     different = set()
     for one in measured.answered:
         composition = columns[one.column][one.language]
