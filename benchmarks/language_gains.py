@@ -5,16 +5,18 @@ Data:     gzipped JSON lines ``DIR/sib200/LANG.SPLIT.jsonl.gz`` (text, label),
           ``DIR/text/LANG.train.jsonl.gz`` (text).
 Command:  python benchmarks/language_gains.py --data DIR --output OUT adapters
           python benchmarks/language_gains.py --data DIR --output OUT scores --seed 0 (1, 2)
-          python benchmarks/language_gains.py --data DIR --output OUT table
+          python benchmarks/language_gains.py --data DIR --output OUT table [--others ZERO/sib200]
           python benchmarks/language_gains.py --data DIR --output OUT retrieval
           What OUT holds is not made again; several processes may share the work of `adapters`.
-          The same adapters under other tasks: benchmarks/zero_shot.py --adapters OUT/languages.
+          The same adapters under other tasks: benchmarks/zero_shot.py --adapters OUT/languages;
+          full fine-tuning and the head alone: benchmarks/zero_shot.py --output ZERO.
 Measured: benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -71,6 +73,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--others", type=Path, help="answers of zero_shot.py on SIB-200")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -86,7 +89,7 @@ def main() -> None:
     elif options.stage == "retrieval":
         retrieval(options.data, options.output)
     else:
-        table(options.output)
+        table(options.output, options.others)
 
 
 def make_adapter(name: str, members: tuple[str, ...], data: Path, output: Path) -> None:
@@ -282,6 +285,7 @@ def retrieval(data: Path, output: Path) -> None:
 
 
 _PRIOR: Final = ", prior"
+_OWN: Final = "own chosen, centred"
 COLUMNS: Final = (
     "all layers",
     "all layers, masked",
@@ -293,13 +297,15 @@ COLUMNS: Final = (
     "family, centred",
     "own 0.5, centred",
     "own 1, centred",
-    "own chosen, centred",
+    _OWN,
+    "own or family's, centred",
     "another's, centred",
-    "own chosen, centred, prior",
+    _OWN + _PRIOR,
+    "own or family's, centred" + _PRIOR,
 )
 
 
-def table(output: Path) -> None:
+def table(output: Path, others: Path | None) -> None:
     """Print accuracies by language, their means, and what differs from the first column."""
     seeds = [torch.load(path) for path in sorted(output.glob("answers-*.pt"))]
     tags = [*LANGUAGES, "en", "fr"]
@@ -308,25 +314,27 @@ def table(output: Path) -> None:
         column: {tag: np.stack([_right(one[tag], column) for one in seeds]) for tag in tags}
         for column in COLUMNS
     }
-    print("| |", " | ".join(COLUMNS), "| strengths |")
+    if others is not None:
+        right |= {name: answered(others, name) for name in ("head only", "full fine-tuning")}
+    print("| |", " | ".join(right), "| strengths |")
     for tag in tags:
-        shown = [f"{right[column][tag].mean():.3f}" for column in COLUMNS]
+        shown = [f"{one[tag].mean():.3f}" for one in right.values()]
         chosen = [f"{float(one[tag]['strength']):g}" for one in seeds if "strength" in one[tag]]
         print(f"| {tag} |", " | ".join(shown), f"| {' '.join(chosen)} |")
     size = right[COLUMNS[0]]["en"].shape[-1]
     # The sentences are the same in all languages: a resample takes them alike.
     draws = np.random.default_rng(0).integers(size, size=(2000, size))
     base = np.stack([right[COLUMNS[0]][tag].mean(0) for tag in LANGUAGES])
-    for column in COLUMNS:
-        own = np.stack([right[column][tag] for tag in LANGUAGES])  # (languages, seeds, sentences)
+    for column, one in right.items():
+        own = np.stack([one[tag] for tag in LANGUAGES])  # (languages, seeds, sentences)
         gains = own.mean(1) - base
         low, high = np.quantile(own.mean((0, 1))[draws].mean(1), [0.025, 0.975])
         less, more = 100 * np.quantile(gains.mean(0)[draws].mean(1), [0.025, 0.975])
-        spread = own.mean((0, 2)).std(ddof=1) if len(seeds) > 1 else float("nan")
+        spread = own.mean((0, 2)).std(ddof=1) if own.shape[1] > 1 else float("nan")
         worse = [
             tag
-            for tag, one in zip(LANGUAGES, gains, strict=True)
-            if np.quantile(one[draws].mean(1), 0.975) < 0
+            for tag, gain in zip(LANGUAGES, gains, strict=True)
+            if np.quantile(gain[draws].mean(1), 0.975) < 0
         ]
         print(
             f"{column}: {own.mean():.3f} [{low:.3f}, {high:.3f}], gain {100 * gains.mean():+.1f} "
@@ -336,12 +344,28 @@ def table(output: Path) -> None:
 
 
 def _right(answers: Mapping[str, Tensor], column: str) -> Any:
+    """Return 1 for each sentence that a column answers rightly, as (sentences,)."""
+    wanted = column.removesuffix(_PRIOR)
+    if wanted.startswith("own or"):
+        wanted = _OWN if _OWN in answers else "family, centred"
     # Without an adapter of its own a language is answered by the task alone.
     alone = "all layers" if column.startswith("all layers") else "average, centred"
-    logits = answers.get(column.removesuffix(_PRIOR), answers[alone])
+    logits = answers.get(wanted, answers[alone])
     if column.endswith(_PRIOR):
         logits = logits + prior_bias(logits, answers["prior"])
     return (logits.argmax(-1) == answers["right"]).double().numpy()
+
+
+def answered(folder: Path, name: str) -> dict[str, Any]:
+    """Return by language what `_right` does, (seeds, sentences), for answers of zero_shot.py."""
+    found: dict[str, list[Any]] = {}
+    for path in sorted(folder.glob(f"{name}, seed *.json")):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        for one in data["answered"]:
+            references = np.array(data["tests"][one["language"]]["references"])
+            told = np.array(one["predictions"]) == references
+            found.setdefault(one["language"], []).append(told.astype(float))
+    return {tag: np.stack(rows) for tag, rows in found.items()}
 
 
 if __name__ == "__main__":
