@@ -2,7 +2,8 @@
 
 Data:     gzipped JSON lines ``DIR/sib200/LANG.SPLIT.jsonl.gz`` (text, label),
           ``DIR/parallel/SOURCE-LANG.train.jsonl.gz`` (pairs named by their languages),
-          ``DIR/text/LANG.train.jsonl.gz`` (text).
+          ``DIR/text/LANG.train.jsonl.gz`` (text), ``DIR/tatoeba/LANG.test.jsonl.gz`` (source,
+          target).
 Command:  python benchmarks/language_gains.py --data DIR --output OUT adapters
           python benchmarks/language_gains.py --data DIR --output OUT scores --seed 0 (1, 2)
           python benchmarks/language_gains.py --data DIR --output OUT table [--others ZERO/sib200]
@@ -264,24 +265,32 @@ def answers(
 
 
 def retrieval(data: Path, output: Path) -> None:
-    """Print how many of 300 test sentences find their translation, at strengths 0, 1/2 and 1."""
+    """Print how many of up to 300 sentences find their translation, at strengths 0, 1/2, 1."""
     model, tokenizer = load_encoder(ENCODER_NAME, head="none")
     for tag, source in SOURCES.items():
+        sets: dict[str, list[tuple[str, str]]] = {}
         path = data / "parallel" / f"{source}-{tag}.test.jsonl.gz"
-        if not path.exists():
-            continue
-        pairs = read_pairs(path, target=tag)[:300]
-        adapterx.load(model, output / "languages" / tag)
-        adapterx.activate(model, None)
-        sources = embed(model, tokenizer, [one.source for one in pairs])
-        shown = []
-        for composition in (None, Scale(tag, 0.5), tag):
-            adapterx.activate(model, composition)
-            similar = embed(model, tokenizer, [one.target for one in pairs]) @ sources.T
-            shown.append(float((similar.argmax(1) == torch.arange(len(pairs))).double().mean()))
-        print(f"| {tag} | {source} |", " | ".join(f"{one:.3f}" for one in shown), "|", flush=True)
-        adapterx.activate(model, None)
-        adapterx.detach(model, tag)
+        if path.exists():
+            sets["parallel"] = [(one.source, one.target) for one in read_pairs(path, target=tag)]
+        path = data / "tatoeba" / f"{tag}.test.jsonl.gz"
+        if path.exists():
+            sets["Tatoeba"] = [(one.text("target"), one.text("source")) for one in read_rows(path)]
+        for name, pairs in sets.items():
+            pairs = pairs[:300]
+            adapterx.load(model, output / "languages" / tag)
+            adapterx.activate(model, None)
+            sources = embed(model, tokenizer, [source for source, _ in pairs])
+            shown = []
+            for composition in (None, Scale(tag, 0.5), tag):
+                adapterx.activate(model, composition)
+                similar = embed(model, tokenizer, [target for _, target in pairs]) @ sources.T
+                found = similar.argmax(1) == torch.arange(len(pairs))
+                shown.append(f"{float(found.double().mean()):.3f}")
+            print(
+                f"| {tag} | {source} | {name}, {len(pairs)} |", " | ".join(shown), "|", flush=True
+            )
+            adapterx.activate(model, None)
+            adapterx.detach(model, tag)
 
 
 _PRIOR: Final = ", prior"
