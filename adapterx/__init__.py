@@ -27,11 +27,13 @@ if TYPE_CHECKING:
         Stack,
     )
     from adapterx.errors import AdapterError
+    from adapterx.merging import merge
     from adapterx.methods.bottleneck import Bottleneck
     from adapterx.methods.fusion import Fusion
     from adapterx.methods.head_only import HeadOnly
     from adapterx.methods.invertible import Invertible
     from adapterx.methods.lora import LoRA
+    from adapterx.methods.vocabulary import Vocabulary
     from adapterx.model import add, detach, set_trainable
     from adapterx.neutrality import centre
     from adapterx.overview import Summary, summary
@@ -39,11 +41,14 @@ if TYPE_CHECKING:
     from adapterx.prediction import predict
     from adapterx.sharing import share
     from adapterx.store import load, pull, push, save
+    from adapterx.trainer import AdapterCallback
+    from adapterx.vocabulary import learn_vocabulary, tokenizer_of
     from adapterx.weighing import weigh
 
 __version__ = "0.1.0"
 
 _HOME: Final = {
+    "AdapterCallback": "adapterx.trainer",
     "AdapterError": "adapterx.errors",
     "Anatomy": "adapterx.anatomy",
     "Average": "adapterx.composition",
@@ -62,13 +67,16 @@ _HOME: Final = {
     "Stack": "adapterx.composition",
     "SubLayer": "adapterx.anatomy",
     "Summary": "adapterx.overview",
+    "Vocabulary": "adapterx.methods.vocabulary",
     "activate": "adapterx.activation",
     "add": "adapterx.model",
     "anatomy_of": "adapterx.anatomy",
     "attach": "adapterx.attachment",
     "centre": "adapterx.neutrality",
     "detach": "adapterx.model",
+    "learn_vocabulary": "adapterx.vocabulary",
     "load": "adapterx.store",
+    "merge": "adapterx.merging",
     "predict": "adapterx.prediction",
     "pull": "adapterx.store",
     "push": "adapterx.store",
@@ -77,11 +85,13 @@ _HOME: Final = {
     "set_trainable": "adapterx.model",
     "share": "adapterx.sharing",
     "summary": "adapterx.overview",
+    "tokenizer_of": "adapterx.vocabulary",
     "using": "adapterx.activation",
     "weigh": "adapterx.weighing",
 }
 
 __all__ = [
+    "AdapterCallback",
     "AdapterError",
     "Anatomy",
     "Average",
@@ -100,13 +110,16 @@ __all__ = [
     "Stack",
     "SubLayer",
     "Summary",
+    "Vocabulary",
     "activate",
     "add",
     "anatomy_of",
     "attach",
     "centre",
     "detach",
+    "learn_vocabulary",
     "load",
+    "merge",
     "predict",
     "pull",
     "push",
@@ -115,6 +128,7 @@ __all__ = [
     "set_trainable",
     "share",
     "summary",
+    "tokenizer_of",
     "using",
     "weigh",
 ]

@@ -51,6 +51,7 @@ __all__ = [
     "give_flags_back",
     "new_heads",
     "open_model",
+    "plan_for",
     "take_heads_off",
     "using",
 ]
@@ -106,16 +107,19 @@ def give_flags_back(module: nn.Module, frozen: Collection[str]) -> None:
         parameter.requires_grad_(key not in frozen)
 
 
-def _plan(
-    inner: PreTrainedModel, registry: Registry, gate: Gate, composition: Composition | None
-) -> Plan:
-    """Return the plan of a composition or its text, from the cache if it was made before."""
+def plan_for(inner: PreTrainedModel, composition: Composition | None) -> Plan:
+    """Return what would run if a composition or its text were activated; the model stays as it is.
+
+    Raises:
+        UnknownNameError, CompositionError, BaseModelError: If it cannot be activated.
+    """
+    registry, heads = registry_of(inner) or Registry(inner.base_model), heads_of(inner)
+    gate = registry.gate if heads is None else heads.gate
     if not isinstance(composition, str | None):
         check_composition(composition)  # before the look-up: it may not even be hashable
     if composition in gate.plans:
         return gate.plans[composition]
     value = parse(composition) if isinstance(composition, str) else composition
-    heads = heads_of(inner)
     if value is not None:
         _check_names(registry, value)
         _check_heads(registry, heads, value)
@@ -216,14 +220,12 @@ def activate(model: _Model, composition: Composition | None) -> _Model:
         CompositionError: If it is not a composition, or cannot act on this model.
     """
     inner = unwrap(model)
-    registry = registry_of(inner)
-    if registry is None:
-        if composition is None:
-            return model
-        _check_names(Registry(inner.base_model), _value(composition))  # nothing is attached
+    if registry_of(inner) is None:
+        if composition is not None:
+            plan_for(inner, composition)  # nothing is attached: every name is refused
         return model
     inner, registry, heads = open_model(inner)
-    plan = _plan(inner, registry, heads.gate, composition)
+    plan = plan_for(inner, composition)
     if registry.switch.trainable:
         check_untrained_means(plan.composition, registry.switch.trainable)
     heads.show(inner, plan)

@@ -68,7 +68,8 @@ class Port:
             input that is updated.
         reads: ``"state"``, what is updated, as earlier steps left it; ``"normed"``, the hooked
             layer norm of it; ``"source"``, the first input of `source` (for an updated input: that
-            input before any step).
+            input before any step); ``"ids"``, the token ids given to the hooked embedding, which
+            itself sees none beyond its rows: there the state is zeros.
         part: Which of how many equal parts of the output's last dimension is updated, counted
             from 0, where one linear computes several projections: ``(1, 3)`` is the key of a
             fused query, key and value. None for all of it.
@@ -79,7 +80,7 @@ class Port:
 
     module: str
     updates: Literal["output"] | int = "output"
-    reads: Literal["state", "normed", "source"] = "state"
+    reads: Literal["state", "normed", "source", "ids"] = "state"
     part: tuple[int, int] | None = None
     source: str | None = None
     whole: str | None = None
@@ -87,7 +88,7 @@ class Port:
     @property
     def rank(self) -> int:
         """Order of the sites on one module: its own projection, what is after it, what beside."""
-        if self.reads != "source":
+        if self.reads not in ("source", "ids"):
             return 1
         return 0 if self.source is None else 2
 
@@ -128,6 +129,7 @@ class Anatomy:
         layers: The list of layers.
         embeddings: The module whose output is the first hidden state, or the port where a
             module reads it.
+        words: The module that turns token ids into vectors, of an encoder alone.
         attention: The attention half of a layer.
         ffn: The feed-forward half of a layer.
         projections: Linear modules by site name, or the port of one that is a part of a linear.
@@ -148,6 +150,7 @@ class Anatomy:
     attention: SubLayer
     ffn: SubLayer
     projections: Mapping[ProjectionSite, str | Port]
+    words: str = "embeddings.word_embeddings"
     pooler: str | None = None
     unused_positions: int = 0
     embedding_size: str = "hidden_size"
@@ -180,6 +183,10 @@ class Anatomy:
         for (side, part), _ in zip(self.sides(), depths, strict=False):
             port = Port(part.embeddings) if isinstance(part.embeddings, str) else part.embeddings
             yield Place("embeddings" if side is None else f"{side}.embeddings", None, port, side)
+
+    def word_embeddings(self) -> Place:
+        """Return where token ids become vectors."""
+        return Place("word_embeddings", None, Port(self.words, reads="ids"))
 
     def projection_sites(self) -> tuple[ProjectionSite, ...]:
         """Return the projection sites of either side, in the order of `PROJECTIONS`."""
@@ -273,7 +280,7 @@ class Place:
     @property
     def undone(self) -> bool:
         """Whether what acts here is undone before the output embedding: it predicts this side."""
-        return self.layer is None and self.side != "encoder"
+        return self.layer is None and self.side != "encoder" and self.port.reads != "ids"
 
 
 def _beside(module: str, source: str) -> Port:
@@ -439,6 +446,7 @@ _EUROBERT: Final = replace(
     _GTE,
     # The word embedding is not called for `inputs_embeds`; the first layer always is.
     embeddings=Port("layers.0", updates=0),
+    words="embed_tokens",
     pooler=None,
     attention=SubLayer(output="self_attn"),
     ffn=SubLayer(output="mlp", parallel=_beside("mlp", "mlp")),
@@ -448,6 +456,7 @@ _MODERNBERT: Final = Anatomy(
     example="jhu-clsp/mmBERT-base",
     layers="layers",
     embeddings="embeddings",
+    words="embeddings.tok_embeddings",
     attention=SubLayer(output="attn.out_drop"),
     ffn=SubLayer(output="mlp", parallel=_beside("mlp", "mlp")),
     projections={

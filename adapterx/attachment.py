@@ -38,9 +38,10 @@ from adapterx.registry import Adapter, Kind, Registry, registry_of, unwrap
 from adapterx.relatives import distances, softmax_weights
 from adapterx.store import load
 from adapterx.store.card import base_of
-from adapterx.store.hub import is_repo_id
-from adapterx.store.local import adapters_folder, find, stored
-from adapterx.store.setup import SETUP
+from adapterx.store.formats import is_setup
+from adapterx.store.hub import pull, repository
+from adapterx.store.local import adapters_folder, find, folder_named, stored
+from adapterx.store.setup import SETUP, load_setup
 
 __all__ = ["AVERAGED", "Fallback", "adapted_languages", "attach", "means_of"]
 
@@ -60,8 +61,10 @@ def attach(
     compose: Composition | None = None,
     store: str | Path | None = None,
     revision: str | None = None,
+    token: str | None = None,
     fallback: Fallback = "error",
     centring: Literal["own", "neutral", "none"] = "own",
+    allow_pickle: bool = False,
 ) -> _Model:
     """Make a model answer a task in a language: find both adapters, stack and activate them.
 
@@ -75,14 +78,16 @@ def attach(
 
     Args:
         model: A Hugging Face model of a known family.
-        lang: A language's adapter by its name, tag or English name, a folder, or ``"user/repo"``;
-            or several.
+        lang: A language's adapter by its name, tag or English name, a folder, a zip, or
+            ``"user/repo"`` or ``"user/repo@revision"``; or several.
         target: Encoder-decoders: the language written, if it is not that read; then `lang` acts
             in the encoder and `target` in the decoder. Or several.
         task: A task's adapter by its name, a folder, or ``"user/repo"``; or several.
-        compose: A composition of names in place of `lang`, `target` and `task`.
+        compose: A composition of names in place of `lang`, `target` and `task`; or the folder or
+            repository that holds one with its adapters.
         store: The store's folder; None for ``ADAPTERX_HOME``.
-        revision: Branch, tag or commit on the Hub.
+        revision: Branch, tag or commit of repositories that are named without one.
+        token: Access token for the Hub; None for the one that is logged in.
         fallback: What to do where a language has no adapter: ``"error"``; ``"none"``, the task
             alone; ``"nearest"``, the adapter and the mean of the language nearest to it by
             descent and place; ``"average"``, the mean of what the three nearest adapters do,
@@ -91,6 +96,7 @@ def attach(
         centring: ``"own"`` where the language's mean is known; ``"neutral"`` in other languages
             too, there by taking away the direction in which the means known differ most (Yang et
             al., 2021, https://arxiv.org/abs/2109.04727); or ``"none"``.
+        allow_pickle: Read the pickled weights of AdapterHub's older files; tensors alone.
 
     Returns:
         `model`, with the composition active; on any error it is as it was.
@@ -111,7 +117,7 @@ def attach(
     if centring not in ("own", "neutral", "none"):
         raise ConfigError(f"centring is {centring!r} in attach. Use 'own', 'neutral' or 'none'.")
     before = set(_attached(model))
-    found = _Finder(model, store, revision)
+    found = _Finder(model, store, revision, token, allow_pickle)
     if target is not None and not _is_encoder_decoder(model):
         raise ConfigError(
             f"target is {target!r} in attach, but {type(unwrap(model)).__name__} has no decoder. "
@@ -119,6 +125,8 @@ def attach(
         )
     try:
         if compose is not None:
+            if isinstance(compose, str) and (setup := found.setup(compose)) is not None:
+                return load_setup(model, setup)
             composition = parse(compose) if isinstance(compose, str) else compose
             for name in names(composition):
                 found.adapter(name, None)
@@ -251,10 +259,19 @@ def _attached(model: nn.Module) -> dict[str, Adapter]:
 class _Finder:
     """Looks for adapters on a model, in the store and on the Hub, and loads what is missing."""
 
-    def __init__(self, model: nn.Module, store: str | Path | None, revision: str | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        store: str | Path | None,
+        revision: str | None,
+        token: str | None,
+        allow_pickle: bool,
+    ) -> None:
         self.model = model
         self.store = store
         self.revision = revision
+        self.token = token
+        self.allow_pickle = allow_pickle
         # What was there when the search began: what it loads is taken off again if it fails.
         self.before = tuple(_attached(model))
 
@@ -316,13 +333,10 @@ class _Finder:
     def adapter(self, name: str, kind: Kind | None) -> Adapter:
         """Return the adapter, loaded onto the model if it is not there yet."""
         model, store = self.model, self.store
-        if Path(name).is_dir() or is_repo_id(name):
-            if (Path(name) / SETUP).is_file():
-                raise CompositionError(
-                    f"{name!r} holds a composition, not an adapter. Load it whole: "
-                    "adapterx.load(model, folder)."
-                )
-            adapter = self._reused(name) or self._loaded(name)
+        place = Path(name)
+        local = place.is_dir() or (place.suffix == ".zip" and place.is_file())
+        if local or repository(name) is not None:
+            adapter = self._reused(name) or self._loaded(name, kind)
             if kind is not None and adapter.kind != kind:
                 detach(model, adapter.name)
                 raise CompositionError(
@@ -347,7 +361,7 @@ class _Finder:
         for each in wanted:
             folder = find(each, base_of(_known(model)), kind=kind, store=store)
             if folder is not None:
-                return self._loaded(folder)
+                return self._loaded(folder, kind)
         raise _unknown(model, name, kind, store, self.before)
 
     def _reused(self, source: str) -> Adapter | None:
@@ -356,13 +370,32 @@ class _Finder:
         name = None if registry is None else registry.sources.get(self._address(source))
         return None if name is None else _attached(self.model).get(name)
 
-    def _address(self, source: str | Path) -> str:
-        path = Path(source)
-        return str(path.resolve()) if path.is_dir() else f"{source}@{self.revision}"
+    def setup(self, source: str) -> Path | None:
+        """Return the folder of a composition with its adapters, None if the text names none."""
+        folder = folder_named(source)
+        if folder is None and repository(source) is not None:
+            folder = pull(source, revision=self.revision, token=self.token)
+            if not (folder / SETUP).is_file():
+                raise CompositionError(
+                    f"{source!r} holds an adapter, not a composition. Pass it as lang or task."
+                )
+        return folder if folder is not None and (folder / SETUP).is_file() else None
 
-    def _loaded(self, source: str | Path) -> Adapter:
+    def _address(self, source: str | Path) -> str:
+        named = None if Path(source).exists() else repository(str(source), self.revision)
+        return "@".join(map(str, named)) if named is not None else str(Path(source).resolve())
+
+    def _loaded(self, source: str | Path, kind: Kind | None) -> Adapter:
+        folder = Path(source)
+        if not folder.exists():
+            folder = pull(str(source), revision=self.revision, token=self.token)
+        if is_setup(folder):
+            raise CompositionError(
+                f"{str(source)!r} holds a composition, not an adapter. Load it whole: "
+                f"adapterx.attach(model, compose={str(source)!r})."
+            )
         before = set(_attached(self.model))
-        load(self.model, source, revision=self.revision)
+        load(self.model, folder, kind=kind, allow_pickle=self.allow_pickle)
         (loaded,) = set(_attached(self.model)) - before
         registry = registry_of(self.model)
         assert registry is not None

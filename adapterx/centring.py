@@ -96,14 +96,21 @@ class Offsets(nn.Module):
                 "Rows choose their language in what is active, but this head was called outside "
                 "of the model's own forward. Call the model itself: model(**batch, lang=[...])."
             )
-        centred = self._centred(read.float(), offsets, which).to(read.dtype)
+        centred = self.centred(read.float(), offsets, which).to(read.dtype)
         if args:
             return (centred, *args[1:]), kwargs
         return args, {**kwargs, next(iter(kwargs)): centred}
 
-    def _centred(
-        self, read: Tensor, offsets: Sequence[Offset | None], which: int | Tensor
+    def centred(
+        self, read: Tensor, offsets: Sequence[Offset | None], which: int | Tensor = 0
     ) -> Tensor:
+        """Return what a head reads, moved.
+
+        Args:
+            read: ``(..., hidden)``, float32 or float64.
+            offsets: What may be done.
+            which: Index into `offsets`, for all or ``(batch,)``.
+        """
         nothing = torch.zeros(read.shape[-1], device=read.device)
         shifts, origins, directions = [nothing] * len(offsets), [nothing] * len(offsets), []
         for index, offset in enumerate(offsets):

@@ -12,7 +12,7 @@
     └── HubError           (OSError)      a Hub that refused or did not answer
 
 Every text says what is wrong, where, and what to do. On the command line the text is one line
-and `exit_code` is the process's: 2 when asked wrongly, 1 when the work failed.
+and `exit_code` is the process's, 2; that of an error nobody foresaw is 1.
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ class DependencyError(AdapterError, ImportError):
 
 
 class HubError(AdapterError, OSError):
-    """The Hub refused a request or could not be reached."""
-
-    exit_code = 1
+    """The Hub refused a request, could not be reached, or gave something else than it said."""
 
 
 def near_match(name: str, known: Iterable[str]) -> str:

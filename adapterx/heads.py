@@ -24,7 +24,16 @@ from adapterx.plan import Plan
 from adapterx.routing import Gate, Rows, Selector, unhook
 from adapterx.sites import Site
 
-__all__ = ["PROBLEMS", "Heads", "Labels", "Problem", "check_output", "fill", "head_places"]
+__all__ = [
+    "PROBLEMS",
+    "Heads",
+    "Labels",
+    "Problem",
+    "check_output",
+    "fill",
+    "head_places",
+    "read_labels",
+]
 
 Problem: TypeAlias = Literal[
     "single_label_classification", "multi_label_classification", "regression"
@@ -87,7 +96,7 @@ class Heads(nn.Module):
         self.offsets = Offsets(gate, model.config.hidden_size)
         self.places = tuple(head_places(model, anatomy))
         self.pooler = anatomy.pooler
-        self.labels: dict[str, Labels] = {self.OWN: _read_labels(model)}
+        self.labels: dict[str, Labels] = {self.OWN: read_labels(model)}
         self.entries: dict[str, dict[str, Any]] = {}
         self.shown: tuple[str, ...] = (self.OWN,)
         # The modules in place; in a list, for they are children of the model.
@@ -145,7 +154,9 @@ class Heads(nn.Module):
             raise ConfigError(
                 f"labels of {name!r} are {list(facts.names)}. Give each label once, at least one."
             )
-        modules = self._copies(model) if labels is None else _fresh(model, facts, self.places, self)
+        modules = self._copies(model) if labels is None else self._shaped(model, facts)
+        if labels is not None and tensors is None:
+            _initialise(modules, model)
         if tensors is not None:
             fill(
                 modules,
@@ -256,6 +267,18 @@ class Heads(nn.Module):
             found[place] = module
         return found
 
+    def adopt(self, model: PreTrainedModel, name: str) -> None:
+        """Make the head of adapter `name` the model's own, with the dtype of the one there was."""
+        for place, own in self.modules_of(model, self.OWN).items():
+            module = self.modules_of(model, name)[place]
+            hooks = module._forward_pre_hooks
+            for key in [key for key, hook in hooks.items() if hook is _cast_inputs]:
+                del hooks[key]
+            sample = next(own.parameters())
+            module.to(sample.device, sample.dtype).train(own.training)
+            self._park(self.OWN, place, module)
+        self.labels[self.OWN], self.entries[self.OWN] = self.labels[name], _config_entries(model)
+
     def freeze_but(self, names: Collection[str]) -> None:
         """Freeze every head of this model but those of some adapters."""
         for module in self.standing:
@@ -292,6 +315,20 @@ class Heads(nn.Module):
 
     def _park(self, name: str, place: str, module: nn.Module | None) -> None:
         self._modules[_key(name, place)] = module
+
+    def _shaped(self, model: PreTrainedModel, labels: Labels) -> dict[str, nn.Module]:
+        """Build the head a model of this class would have for these labels, without memory."""
+        config = copy.deepcopy(model.config)
+        config.id2label = dict(enumerate(labels.names))
+        config.label2id = {label: index for index, label in enumerate(labels.names)}
+        with torch.device("meta"):
+            twin = type(model)(config)
+        modules: dict[str, nn.Module] = {}
+        for place in self.places:
+            module = self._parent(twin, place)._modules[place]
+            assert module is not None
+            modules[place] = module
+        return modules
 
     def _copies(self, model: PreTrainedModel) -> dict[str, nn.Module]:
         self.close(model)  # a copied hook would hold a copy of all this
@@ -393,30 +430,20 @@ def _cast_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def _fresh(
-    model: PreTrainedModel, labels: Labels, places: Sequence[str], heads: Heads
-) -> dict[str, nn.Module]:
-    """Build the head a model of this class would have for these labels, initialised its way."""
-    config = copy.deepcopy(model.config)
-    config.id2label = dict(enumerate(labels.names))
-    config.label2id = {label: index for index, label in enumerate(labels.names)}
-    with torch.device("meta"):
-        twin = type(model)(config)
-    modules: dict[str, nn.Module] = {}
-    for place in places:
-        module = heads._parent(twin, place)._modules[place]
-        assert module is not None
+def _initialise(modules: Mapping[str, nn.Module], model: PreTrainedModel) -> None:
+    """Give fresh weights to modules without memory, the model's own way."""
+    for module in modules.values():
         module.to_empty(device="cpu")
         for part in module.modules():
-            twin._init_weights(part)
-        modules[place] = module
-    return modules
+            model._init_weights(part)
 
 
 def fill(
     modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], *, wrong: str, remedy: str
 ) -> None:
     """Load tensors named ``key.parameter`` into the modules of those keys; all must fit.
+
+    Modules without memory (on the meta device) get it once that is known.
 
     Raises:
         BaseModelError: If one is missing, unknown or of another shape; the text begins with
@@ -435,10 +462,13 @@ def fill(
             f"{wrong}: {misfits[0]!r} is missing, unknown or of another shape. {remedy}"
         )
     for key, module in modules.items():
+        if any(value.is_meta for value in module.state_dict().values()):
+            module.to_empty(device="cpu")
         module.load_state_dict({name: tensors[f"{key}.{name}"] for name in module.state_dict()})
 
 
-def _read_labels(model: PreTrainedModel) -> Labels:
+def read_labels(model: PreTrainedModel) -> Labels:
+    """Return what a model's configuration says about the head that is in place."""
     names = model.config.id2label
     return Labels(
         tuple(str(names[index]) for index in sorted(names)),

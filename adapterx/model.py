@@ -148,7 +148,9 @@ def insert(
         methods = tuple(
             method.resolved(registry.anatomy, registry.depths) for method in adapter.methods
         )
-        built = list(_build(inner, registry, methods))
+        # Saved sizes may be absurd: nothing is allocated before the weights are seen to fit.
+        with torch.device("cpu" if tensors is None else "meta"):
+            built = list(_build(inner, registry, methods))
         if tensors is not None:
             fill(
                 {place.site: module for place, module in built},
@@ -156,6 +158,8 @@ def insert(
                 wrong=f"The weights of {name!r} do not fit this model",
                 remedy="Load it onto the encoder it was trained for.",
             )
+        for place, module in built:
+            _settle(inner, place, module)
         # The last step that can fail; nothing of the encoder was touched before it.
         if adapter.kind == "task":
             heads.add(inner, name, labels, head, head_class)
@@ -183,12 +187,13 @@ def _build(
 ) -> Iterator[tuple[Place, MethodModule]]:
     encoder = model.base_model
     config, anatomy = encoder.config, registry.anatomy
-    device = next(encoder.parameters()).device
     for method in methods:
         for place in method.places(anatomy, registry.depths):
             hooked = encoder.get_submodule(place.port.module)
             hidden = getattr(config, anatomy.embedding_size if place.layer is None else _WIDTH)
-            width_in = getattr(hooked, "in_features", hidden)
+            # An embedding is a projection of as many features as it has rows.
+            inputs = getattr(hooked, "num_embeddings", hidden)
+            width_in = getattr(hooked, "in_features", inputs)
             width_out = getattr(hooked, "out_features", hidden)
             if place.port.part is not None:
                 width_out //= place.port.part[1]
@@ -196,11 +201,16 @@ def _build(
                 for heads in registry.heads:
                     for output in heads.outputs:
                         check_output(output, width_out, config.vocab_size, heads.model_class)
-            module = method.build(place, width_in, width_out)
-            own = next(hooked.parameters(), None)
-            # Float32 on a half-precision base, beside the module it acts on (device_map).
-            module.to(device=device if own is None else own.device, dtype=torch.float32)
-            yield place, module.requires_grad_(False).train(model.training)
+            yield place, method.build(place, width_in, width_out)
+
+
+def _settle(model: PreTrainedModel, place: Place, module: MethodModule) -> None:
+    """Make a module what it is on a model: frozen, float32 on a half-precision base too."""
+    encoder = model.base_model
+    # Beside the module it acts on (device_map).
+    own = next(encoder.get_submodule(place.port.module).parameters(), None)
+    device = (next(encoder.parameters()) if own is None else own).device
+    module.to(device=device, dtype=torch.float32).requires_grad_(False).train(model.training)
 
 
 def set_trainable(model: _Model, names: str | Collection[str]) -> _Model:

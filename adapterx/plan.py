@@ -28,12 +28,13 @@ from adapterx.methods import (
     FusionModule,
     LoRAModule,
     MethodModule,
+    VocabularyModule,
     averages_with,
     signature,
 )
 from adapterx.steps import Act, Chain, Column, Fused, Mean, Merged, Program, Split, Step
 
-__all__ = ["Held", "Offset", "Plan", "compile_plan"]
+__all__ = ["Held", "Offset", "Plan", "compile_plan", "members"]
 
 # The task whose head reads centred states, and the language's tag; None for any language.
 Offset: TypeAlias = tuple[str, str | None]
@@ -76,6 +77,11 @@ class Held(NamedTuple):
     side: str | None
     modules: Mapping[str, MethodModule]
 
+    @property
+    def is_vocabulary(self) -> bool:
+        """Whether what stands here reads token ids."""
+        return any(isinstance(module, VocabularyModule) for module in self.modules.values())
+
 
 def compile_plan(
     composition: Composition | None, sites: Mapping[str, Held], heads: Collection[str]
@@ -91,8 +97,8 @@ def compile_plan(
         The plan. Adapters at strength 0 are left out; the head is the one of the last task.
 
     Raises:
-        CompositionError: If an average's members differ in shape, or a fusion is missing where
-            its members act.
+        CompositionError: If an average's members differ in shape, a fusion is missing where
+            its members act, or two that are stacked have a vocabulary of their own.
     """
     if composition is None:
         return Plan(None, {}, {}, 1, (0,), (None,))
@@ -103,7 +109,10 @@ def compile_plan(
         variants += outputs
     programs: dict[str, Program] = {}
     for key, held in sites.items():
-        program = _program([tuple(_chain(variant, 1.0, key, held)) for variant in variants], held)
+        chains = [tuple(_chain(variant, 1.0, key, held)) for variant in variants]
+        if held.is_vocabulary:
+            _check_one_vocabulary(composition, chains)
+        program = _program(chains, held)
         if program is not None:
             programs[key] = program
     answering = [_answering(variant, heads) for variant in variants]
@@ -135,6 +144,15 @@ def _classes(values: Sequence[_T]) -> tuple[tuple[int, ...], list[_T]]:
     return tuple(found.setdefault(value, len(found)) for value in values), list(found)
 
 
+def _check_one_vocabulary(composition: Composition, chains: Sequence[Chain]) -> None:
+    for chain in chains:
+        if len(chain) > 1:
+            raise CompositionError(
+                f"{' and '.join(map(repr, members(chain)))} in {composition} have a vocabulary of "
+                "their own each, and a text is read by one. Stack one of them."
+            )
+
+
 def _program(variants: Sequence[Chain], held: Held) -> Program | None:
     if not any(variants):
         return None
@@ -149,8 +167,8 @@ def _program(variants: Sequence[Chain], held: Held) -> Program | None:
     if not any(rest):
         return Program(before, None, after)
     partition, chains = _classes(rest)
-    members = tuple(frozenset(_members(chain)) for chain in chains)
-    return Program(before, Split(partition, tuple(chains), members, _columns(chains, held)), after)
+    each = tuple(frozenset(members(chain)) for chain in chains)
+    return Program(before, Split(partition, tuple(chains), each, _columns(chains, held)), after)
 
 
 def _columns(chains: Sequence[Chain], held: Held) -> tuple[Column, ...] | None:
@@ -172,7 +190,8 @@ def _columns(chains: Sequence[Chain], held: Held) -> tuple[Column, ...] | None:
     return tuple(columns)
 
 
-def _members(chain: Chain) -> Iterator[str]:
+def members(chain: Chain) -> Iterator[str]:
+    """Yield the names of the adapters in a chain."""
     for step in chain:
         match step:
             case Act():
@@ -180,10 +199,10 @@ def _members(chain: Chain) -> Iterator[str]:
             case Merged():
                 yield from step.names
             case Mean():
-                yield from itertools.chain(*map(_members, step.chains))
+                yield from itertools.chain(*map(members, step.chains))
             case Fused():
                 yield step.by
-                yield from itertools.chain(*map(_members, step.chains))
+                yield from itertools.chain(*map(members, step.chains))
 
 
 def _acting(
@@ -228,6 +247,8 @@ def _chain(composition: Composition, factor: float, key: str, held: Held) -> Ite
         case Stack():
             for child in composition.children:
                 yield from _chain(child, factor, key, held)
+        case Average() | Fuse() if held.is_vocabulary:
+            return  # a text that several answer is read by the base's pieces
         case Average() if composition.over == "weights":
             yield from _merged(composition, factor, key, held)
         case Average():
@@ -248,7 +269,7 @@ def _chain(composition: Composition, factor: float, key: str, held: Held) -> Ite
             if not isinstance(held.modules.get(composition.by), FusionModule):
                 raise CompositionError(
                     f"{composition.by!r} has no fusion at {key}, where "
-                    f"{', '.join(sorted(set(_members(chains[0]))))} of {composition} acts. Add "
+                    f"{', '.join(sorted(set(members(chains[0]))))} of {composition} acts. Add "
                     f"one: adapterx.add(model, {composition.by!r}, Fusion(like=...)) with the "
                     "method of what it fuses."
                 )

@@ -20,6 +20,7 @@ from adapterx.composition import choices as choices_of
 from adapterx.errors import BaseModelError, CompositionError, ConfigError, ShapeError
 from adapterx.identification import told_languages
 from adapterx.registry import active_on, heads_of, registry_of, unwrap
+from adapterx.vocabulary import encoded, tokenizers_of
 
 __all__ = [
     "Prediction",
@@ -155,6 +156,7 @@ def logits_of(
         raise ConfigError(f"batch_size is {batch_size} in predict. Set it to 1 or more.")
     inner = unwrap(model)
     device = next(inner.parameters()).device
+    tokenizers = tokenizers_of(model, tokenizer, len(texts), rows)
     order = sorted(range(len(texts)), key=lambda index: _length(texts[index]), reverse=True)
     answers: list[Tensor] = [torch.empty(0)] * len(texts)
     training = inner.training
@@ -162,13 +164,13 @@ def logits_of(
     try:
         with torch.inference_mode():
             for chosen in _batches(order, batch_size, progress):
-                batch = tokenizer(
+                read = encoded(
                     [texts[index] for index in chosen],
-                    padding=True,
+                    [tokenizers[index] for index in chosen],
                     truncation=True,
                     max_length=max_length_of(tokenizer, inner),
-                    return_tensors="pt",
-                ).to(device)
+                )
+                batch = tokenizer.pad(read, return_tensors="pt").to(device)
                 for axis, choice in (rows or {}).items():
                     batch[axis] = [choice[index] for index in chosen]
                 logits = getattr(model(**batch), "logits", None)

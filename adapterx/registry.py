@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from adapterx.anatomy import Anatomy, Place, anatomy_of, known_families
 from adapterx.composition import Composition, JsonValue
 from adapterx.errors import BaseModelError, UnknownNameError, near_match
-from adapterx.heads import Heads
+from adapterx.heads import Heads, Labels, head_places, read_labels
 from adapterx.methods import Method, MethodModule
-from adapterx.plan import Held
+from adapterx.plan import Held, Plan
 from adapterx.routing import Gate, Switch
 from adapterx.sites import CHILD, Site
 
@@ -34,6 +34,9 @@ __all__ = [
     "anatomy_in",
     "heads_of",
     "layers_of",
+    "own_head",
+    "own_labels",
+    "plan_on",
     "registry_of",
     "unwrap",
 ]
@@ -114,6 +117,10 @@ class Registry:
     def sided(self) -> bool:
         """Whether this is an encoder-decoder."""
         return len(self.depths) > 1
+
+    def know_only(self, heads: Heads) -> None:
+        """Forget the heads of other models, for a copy of one model and its encoder."""
+        self._heads = [weakref.ref(heads)]
 
     def held(self) -> dict[str, Held]:
         """Return what stands at each site, for compiling a composition."""
@@ -197,12 +204,18 @@ def heads_of(model: nn.Module) -> Heads | None:
     return heads if isinstance(heads, Heads) else None
 
 
-def active_on(model: nn.Module) -> Composition | None:
-    """Return what is active on a model, None for the plain base."""
+def plan_on(model: nn.Module) -> Plan | None:
+    """Return the plan of what is active on a model, None if nothing ever was attached."""
     registry, heads = registry_of(model), heads_of(model)
     if heads is not None:
-        return heads.gate.active.composition
-    return None if registry is None else registry.active
+        return heads.gate.active
+    return None if registry is None else registry.switch.default.plan
+
+
+def active_on(model: nn.Module) -> Composition | None:
+    """Return what is active on a model, None for the plain base."""
+    plan = plan_on(model)
+    return None if plan is None else plan.composition
 
 
 def adapter_modules(model: nn.Module, name: str) -> list[tuple[Place, MethodModule]]:
@@ -215,3 +228,27 @@ def adapter_modules(model: nn.Module, name: str) -> list[tuple[Place, MethodModu
     registry = registry_of(inner) or Registry(inner.base_model)
     adapter = registry.require(name)
     return [(place, registry.sites[place.port.key].module_of(name)) for place in adapter.places]
+
+
+def own_head(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the weights of a model's own head by ``place.parameter``, empty without one."""
+    heads = heads_of(model)
+    if heads is not None:
+        modules = heads.modules_of(model, Heads.OWN)
+    else:
+        anatomy, _ = anatomy_in(model.base_model)
+        modules = {
+            place: parent.get_submodule(place)
+            for place, parent in head_places(model, anatomy).items()
+        }
+    return {
+        f"{place}.{key}": value
+        for place, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
+
+
+def own_labels(model: PreTrainedModel) -> Labels:
+    """Return the labels of a model's own head."""
+    heads = heads_of(model)
+    return read_labels(model) if heads is None else heads.labels[Heads.OWN]

@@ -19,7 +19,17 @@ from adapterx.composition import AXES, Axis, Composition
 from adapterx.errors import CompositionError, ShapeError, UnknownNameError, near_match
 from adapterx.plan import Plan
 
-__all__ = ["Choice", "Flow", "Gate", "Groups", "Rows", "Selector", "Switch", "unhook"]
+__all__ = [
+    "Choice",
+    "Flow",
+    "Gate",
+    "Groups",
+    "Rows",
+    "Selector",
+    "Switch",
+    "unhook",
+    "variants_of",
+]
 
 # One key for all rows, a key a row, or a tensor of indices into the keys.
 Choice: TypeAlias = str | Sequence[str] | Tensor
@@ -289,7 +299,7 @@ class Gate:
         else:
             kwargs = {key: value for key, value in kwargs.items() if key not in AXES}
             count = _count(args, kwargs)
-            flow = Flow(plan, Rows(_variants(plan, call, count), self.switch.trainable), self)
+            flow = Flow(plan, Rows(variants_of(plan, call, count), self.switch.trainable), self)
             if plan.outputs > 1:
                 args = tuple(_repeated(value, count, plan.outputs) for value in args)
                 kwargs = {
@@ -357,8 +367,12 @@ def _repeated(value: Any, count: int, times: int) -> Any:
     return value
 
 
-def _variants(plan: Plan, given: Mapping[Axis, Choice], count: int) -> Sequence[int] | Tensor:
-    """Return for each row an index into the variants of a plan, for each output in turn."""
+def variants_of(plan: Plan, given: Mapping[Axis, Choice], count: int) -> Sequence[int] | Tensor:
+    """Return for each row an index into the variants of a plan, for each output in turn.
+
+    Raises:
+        UnknownNameError, ShapeError, CompositionError: As `Gate.enter`.
+    """
     for axis in given:
         if axis not in plan.axes:
             raise CompositionError(

@@ -91,8 +91,11 @@ class Site(nn.Module):
         program = flow.plan.programs.get(self.port.key)
         if program is None:
             return None
-        source = self._source(inputs) if self.port.reads == "source" else None
+        source = self._source(inputs) if self.port.reads in ("source", "ids") else None
         call = _Call(self, hooked, source, flow.rows)
+        if self.port.reads == "ids":
+            assert source is not None
+            output = output.masked_fill(_beyond(hooked, source)[..., None], 0)
         if isinstance(output, tuple):
             return (program.run(call, output[0]), *output[1:])
         if self.port.part is None:
@@ -113,13 +116,20 @@ class Site(nn.Module):
         call = _Call(self, hooked, inputs[at] if self.port.reads == "source" else None, flow.rows)
         return (*inputs[:at], program.run(call, inputs[at]), *inputs[at + 1 :])
 
+    def hide(self, hooked: nn.Module, inputs: tuple[Any, ...]) -> Any:
+        """Keep the ids, and give the hooked embedding none that it has no row for (a pre-hook)."""
+        if self.port.key not in self.switch.flow().plan.programs:
+            return None
+        ids = self.noted[_thread()] = inputs[0]
+        return (ids.masked_fill(_beyond(hooked, ids), 0), *inputs[1:])
+
     def note(self, hooked: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Keep what the port's source module reads until the hooked one is done (a pre-hook)."""
         if self.port.key in self.switch.flow().plan.programs:
             self.noted[_thread()] = inputs[0]
 
     def _source(self, inputs: tuple[Any, ...]) -> Any:
-        if self.port.source in (None, self.port.module):
+        if self.port.reads != "ids" and self.port.source in (None, self.port.module):
             return inputs[0]
         return self.noted.pop(_thread())
 
@@ -252,6 +262,8 @@ def install(encoder: nn.Module, port: Port, switch: Switch) -> Site:
         _order(hooked)
     else:
         hooked.register_forward_pre_hook(site.before)
+    if port.reads == "ids":
+        hooked.register_forward_pre_hook(site.hide)
     if port.source not in (None, port.module):
         encoder.get_submodule(port.source).register_forward_pre_hook(site.note)
     if port.whole is not None:
@@ -298,6 +310,11 @@ def _order(hooked: nn.Module) -> None:
 
 def _owner(hook: Any) -> object:
     return getattr(hook, "__self__", None)
+
+
+def _beyond(embedding: nn.Module, ids: Tensor) -> Tensor:
+    assert isinstance(embedding, nn.Embedding)
+    return ids >= embedding.num_embeddings
 
 
 def _child(port: Port) -> str:

@@ -249,6 +249,11 @@ class Program(NamedTuple):
             state = self.split.run(call, state, False)
         return _run(self.after, call, state)
 
+    def steps(self, variant: int) -> Chain:
+        """Return all that runs for a row of one variant of the composition."""
+        own = self.split.chains[self.split.partition[variant]] if self.split is not None else ()
+        return (*self.before, *own, *self.after)
+
     @property
     def invertible(self) -> bool:
         """Whether every step has an inverse, where couplings stand."""

@@ -24,6 +24,7 @@ from adapterx.cli import (
     evaluation,
     families,
     languages,
+    merging,
     training,
     using,
 )
@@ -39,6 +40,7 @@ _GROUPS: Final = (
     using,
     centring,
     embedding,
+    merging,
     adapters,
     languages,
     families,

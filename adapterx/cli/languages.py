@@ -55,7 +55,7 @@ def _languages(options: argparse.Namespace) -> JsonValue:
     from adapterx.errors import AdapterError
     from adapterx.languages import language_name, script_name
     from adapterx.store.card import CARD, Card
-    from adapterx.store.hub import is_repo_id, pull_cards
+    from adapterx.store.hub import pull_cards, repository
     from adapterx.store.local import adapters_folder, stored
 
     if options.folder is None:
@@ -63,13 +63,14 @@ def _languages(options: argparse.Namespace) -> JsonValue:
     else:
         where, cards = Path(options.folder), []
         if not where.is_dir():
-            if not is_repo_id(options.folder):
+            if repository(options.folder) is None:
                 raise ConfigError(
                     f"There is no folder {where}. Give one that holds adapters' folders, or "
                     "user/repo on the Hub."
                 )
             where = pull_cards(options.folder)
-        for path in sorted([*where.glob(CARD), *where.glob(f"*/{CARD}")]):
+        depths = (CARD, f"*/{CARD}", f"*/*/{CARD}")
+        for path in sorted(path for depth in depths for path in where.glob(depth)):
             try:
                 cards.append(Card.read(path.parent))
             except AdapterError:  # as in the store, what cannot be read is left out

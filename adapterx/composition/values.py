@@ -45,6 +45,7 @@ Axis: TypeAlias = Literal["lang", "target", "task"]
 AXES: Final[tuple[Axis, ...]] = get_args(Axis)
 
 _NAME: Final = re.compile(r"\w[\w\-]*")
+_LONGEST_NAME: Final = 200  # bytes: it names folders too, with something in front and behind
 # Far below Python's limit of recursion, far above any use.
 _DEEPEST: Final = 100
 # More rows than any batch needs; a product of many Parallels would fill the memory instead.
@@ -53,20 +54,24 @@ _MOST_OUTPUTS: Final = 1024
 
 def is_name(value: object) -> bool:
     """Return whether `value` can name an adapter."""
-    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+    return (
+        isinstance(value, str)
+        and _NAME.fullmatch(value) is not None
+        and len(value.encode()) <= _LONGEST_NAME
+    )
 
 
 def check_name(name: str) -> str:
     """Return `name` if it can name an adapter.
 
     Raises:
-        CompositionError: If it is empty or holds anything but letters, digits, ``-`` and ``_``;
-            dots and slashes would collide with module paths and folders.
+        CompositionError: If it is empty, longer than 200 bytes or holds anything but letters,
+            digits, ``-`` and ``_``; dots and slashes would collide with module paths and folders.
     """
     if not is_name(name):
         raise CompositionError(
-            f"{name!r} cannot name an adapter. "
-            "Use letters, digits, '-' and '_', beginning with a letter or digit."
+            f"{name!r:.80} cannot name an adapter. Use letters, digits, '-' and '_', "
+            f"beginning with a letter or digit, at most {_LONGEST_NAME} bytes."
         )
     return name
 

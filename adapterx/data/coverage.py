@@ -86,8 +86,9 @@ def _verdict(
     if unknown >= _MUCH:
         return (
             "unreadable",
-            "The tokenizer loses much of the text. No adapter brings it back: write the language "
-            "in another script, or take an encoder that reads this one.",
+            "The tokenizer loses much of the text. Give the language's adapter pieces of its own "
+            "(adapterx train-language --extend-vocab 2000), take an encoder that reads this "
+            "script, or write the language in another one.",
         )
     if unknown >= _SOME:
         return (
@@ -99,13 +100,15 @@ def _verdict(
         return (
             "long",
             "Words are cut small: texts take twice the tokens of most languages. Raise max_length, "
-            "and train a language adapter (adapterx train-language).",
+            "and train a language adapter, with longer pieces of its own (adapterx train-language "
+            "--extend-vocab 2000).",
         )
     if seen is False:
         return (
             "unlearned",
             "The tokenizer reads it, but the encoder was not pretrained on it. Centre your task "
             "on a few hundred lines (adapterx centre), and train a language adapter on "
-            "translations (adapterx train-language).",
+            "translations (adapterx train-language; with --extend-vocab 2000 where words are cut "
+            "small).",
         )
     return ("good", "Try the task as it is, then centred (adapterx centre).")

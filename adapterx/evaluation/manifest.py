@@ -21,7 +21,7 @@ from adapterx.methods import describe
 from adapterx.registry import heads_of, registry_of, unwrap
 from adapterx.store.card import base_of
 
-__all__ = ["cards_of", "manifest_of"]
+__all__ = ["cards_of", "digest", "manifest_of"]
 
 
 def manifest_of(
@@ -58,7 +58,7 @@ def manifest_of(
             "name": base.name,
             "type": base.type,
             "dtype": str(next(inner.base_model.parameters()).dtype).removeprefix("torch."),
-            "fingerprint_sha256": _digest(base.fingerprint),
+            "fingerprint_sha256": digest(base.fingerprint),
         },
         "adapters": cards_of(inner),
         "runs": list(dict.fromkeys(one.run for one in measured.answered)),
@@ -66,7 +66,7 @@ def manifest_of(
         "tests": {
             tag: {
                 "examples": len(test.texts),
-                "records_sha256": _digest(test.texts, test.references),
+                "records_sha256": digest(test.texts, test.references),
                 **(
                     {"file": str(files[tag]), "file_sha256": sha256_of(files[tag])}
                     if tag in files and files[tag].is_file()
@@ -110,5 +110,6 @@ def cards_of(model: nn.Module) -> dict[str, JsonValue]:
     return cards
 
 
-def _digest(*values: object) -> str:
+def digest(*values: object) -> str:
+    """Return the SHA-256 of values' text form."""
     return hashlib.sha256(repr(values).encode("utf-8")).hexdigest()

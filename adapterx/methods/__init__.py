@@ -4,7 +4,7 @@ A method is a frozen dataclass with four verbs: ``resolved(anatomy, depths)`` fi
 ``places(anatomy, depths)`` says where its modules go, ``build(place, width_in, width_out)`` makes
 one, and the module's ``forward(hidden_states, strength)`` is the update that the site adds. Its
 ``settings`` say what besides the shapes of parameters makes two modules alike, and ``merged``
-returns the parameters of a weighted mean.
+returns the parameters of a weighted mean; ``affine`` says that it can be merged into the base.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from adapterx.methods.head_only import HeadOnly
 from adapterx.methods.invertible import Invertible, InvertibleModule
 from adapterx.methods.linear import call_with, parameters_of
 from adapterx.methods.lora import LoRA, LoRAModule
+from adapterx.methods.vocabulary import Vocabulary, VocabularyModule
 
 __all__ = [
     "METHODS",
@@ -38,9 +39,12 @@ __all__ = [
     "LoRAModule",
     "Method",
     "MethodModule",
+    "Vocabulary",
+    "VocabularyModule",
     "averages_with",
     "call_with",
     "describe",
+    "is_affine",
     "merged",
     "method_from_json",
     "method_to_json",
@@ -49,8 +53,10 @@ __all__ = [
     "signature",
 ]
 
-Method: TypeAlias = Bottleneck | LoRA | Invertible | Fusion | HeadOnly
-MethodModule: TypeAlias = BottleneckModule | LoRAModule | InvertibleModule | FusionModule
+Method: TypeAlias = Bottleneck | LoRA | Invertible | Vocabulary | Fusion | HeadOnly
+MethodModule: TypeAlias = (
+    BottleneckModule | LoRAModule | InvertibleModule | VocabularyModule | FusionModule
+)
 
 METHODS: Final[Mapping[str, type[Method]]] = {
     "bottleneck": Bottleneck,
@@ -58,6 +64,7 @@ METHODS: Final[Mapping[str, type[Method]]] = {
     "head": HeadOnly,
     "invertible": Invertible,
     "lora": LoRA,
+    "vocabulary": Vocabulary,
 }
 # The names of AdapterHub's presets, with its sizes; "head" is ours.
 PRESETS: Final[Mapping[str, tuple[Method, ...]]] = {
@@ -111,8 +118,15 @@ def signature(module: MethodModule) -> Hashable:
 def averages_with(one: MethodModule, other: MethodModule) -> bool:
     """Return whether a mean of the two modules' weights is a module."""
     if isinstance(one, LoRAModule):  # the mean of two matrices, whatever their ranks
-        return isinstance(other, LoRAModule)
+        return isinstance(other, LoRAModule) and (one.lora_B.bias is None) == (
+            other.lora_B.bias is None
+        )
     return not isinstance(one, FusionModule) and signature(one) == signature(other)
+
+
+def is_affine(module: MethodModule) -> bool:
+    """Return whether a module's update is an affine map of what it reads and of the state."""
+    return getattr(module, "affine", False)
 
 
 def merged(modules: Sequence[MethodModule], weights: Sequence[float]) -> dict[str, Tensor]:
@@ -136,6 +150,8 @@ def _describe(method: Method) -> str:
     if isinstance(method, Fusion):
         assert isinstance(method.like, tuple)
         return f"Fusion of {describe(method.like)}"
+    if isinstance(method, Vocabulary):
+        return repr(method)
     settings = [
         f"{field.name}={getattr(method, field.name)!r}"
         for field in dataclasses.fields(method)

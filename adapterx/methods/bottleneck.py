@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from functools import partial
+from typing import Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,12 @@ from adapterx.errors import BaseModelError, ConfigError, ShapeError
 from adapterx.methods.layers import Layers, check_layers, left_out, listed
 from adapterx.methods.linear import Linear, mean_of_parameters
 
-__all__ = ["ACTIVATIONS", "Bottleneck", "BottleneckModule"]
+__all__ = ["ACTIVATIONS", "Activation", "Bottleneck", "BottleneckModule", "narrowed"]
 
-ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {
+Activation: TypeAlias = Literal["gelu", "gelu_new", "leaky_relu", "relu", "swish", "tanh"]
+ACTIVATIONS: Final[dict[str, Callable[[], nn.Module]]] = {
     "gelu": nn.GELU,
+    "gelu_new": partial(nn.GELU, approximate="tanh"),
     "leaky_relu": nn.LeakyReLU,
     "relu": nn.ReLU,
     "swish": nn.SiLU,
@@ -41,8 +44,9 @@ class Bottleneck:
             https://arxiv.org/abs/2110.04366; ``par_bn``).
         reduction: Reduction factor, hidden size over bottleneck width, at least 1; one number, or
             one per layer of the model (an encoder-decoder's encoder first). The width is rounded
-            down, to no less than one unit.
-        activation: Non-linearity between the two projections.
+            down, to no less than one unit; ``hidden / n`` gives exactly n.
+        activation: Non-linearity between the two projections; ``"gelu_new"`` is gelu's
+            approximation by tanh.
         scaling: Factor of the update; ``"learned"`` makes it a parameter that begins at 1.
         dropout: Probability of zeroing a unit of the update in training, 0 to 1.
         layers: Where it acts: ``"all"``, ``"upper third"`` (half, quarter; lower; of each side of
@@ -53,7 +57,7 @@ class Bottleneck:
 
     placement: Literal["sequential", "double", "parallel"] = "sequential"
     reduction: float | tuple[float, ...] = 16
-    activation: Literal["gelu", "leaky_relu", "relu", "swish", "tanh"] = "relu"
+    activation: Activation = "relu"
     scaling: float | Literal["learned"] = 1.0
     dropout: float = 0.0
     layers: Layers = "all"
@@ -136,7 +140,12 @@ class Bottleneck:
         if isinstance(reduction, tuple):
             assert place.layer is not None
             reduction = reduction[place.layer]
-        return BottleneckModule(width_out, max(1, int(width_out / reduction)), self)
+        return BottleneckModule(width_out, narrowed(width_out, reduction), self)
+
+
+def narrowed(size: int, reduction: float) -> int:
+    """Return a size over a reduction factor, rounded down, at least 1."""
+    return max(1, int(size / reduction + 1e-6))  # 768 / (768 / 49) may come out below 49
 
 
 class BottleneckModule(nn.Module):
@@ -158,7 +167,7 @@ class BottleneckModule(nn.Module):
     @property
     def settings(self) -> Hashable:
         """What besides the parameters' shapes makes two modules alike."""
-        return (type(self.activation), self.factor, self.dropout.p)
+        return (str(self.activation), self.factor, self.dropout.p)
 
     merged = staticmethod(mean_of_parameters)
 

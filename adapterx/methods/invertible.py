@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from adapterx.anatomy import Anatomy, Place
 from adapterx.errors import ConfigError
-from adapterx.methods.bottleneck import ACTIVATIONS
+from adapterx.methods.bottleneck import ACTIVATIONS, Activation, narrowed
 from adapterx.methods.linear import Linear, mean_of_parameters
 
 __all__ = ["Invertible", "InvertibleModule"]
@@ -27,12 +26,12 @@ class Invertible:
     coupling on each side; the decoder's is the one that is undone.
 
     Attributes:
-        reduction: Width of a half over the width inside F and G, at least 1.
+        reduction: Width of what F and G read, a half, over the width inside them, at least 1.
         activation: Non-linearity inside F and G.
     """
 
     reduction: float = 2
-    activation: Literal["gelu", "leaky_relu", "relu", "swish", "tanh"] = "relu"
+    activation: Activation = "relu"
 
     def __post_init__(self) -> None:
         if not isinstance(self.reduction, int | float) or not self.reduction >= 1:
@@ -71,7 +70,7 @@ class InvertibleModule(nn.Module):
     @property
     def settings(self) -> Hashable:
         """What besides the parameters' shapes makes two modules alike."""
-        return (type(self.F[1]),)
+        return (str(self.F[1]),)
 
     merged = staticmethod(mean_of_parameters)
 
@@ -107,7 +106,7 @@ class InvertibleModule(nn.Module):
 
 
 def _network(width_in: int, width_out: int, method: Invertible) -> nn.Sequential:
-    width = max(1, int(width_out / method.reduction))
+    width = narrowed(width_in, method.reduction)
     last = Linear(width, width_out)
     # AdapterHub's coupling is random when new; ours is the identity, as every fresh adapter.
     nn.init.zeros_(last.weight)

@@ -11,9 +11,11 @@ from torch import nn
 
 from adapterx.composition import Composition, JsonValue, parse
 from adapterx.errors import ConfigError, FormatError
-from adapterx.store.folder import load_folder, save_adapter
-from adapterx.store.hub import is_repo_id, pull, push_folder
-from adapterx.store.setup import SETUP, load_setup, save_setup
+from adapterx.registry import Kind
+from adapterx.store.folder import save_adapter
+from adapterx.store.formats import FORMATS, Asked, format_of, opened
+from adapterx.store.hub import pull, push_folder, repository
+from adapterx.store.setup import save_setup
 
 __all__ = ["load", "pull", "push", "save"]
 
@@ -57,17 +59,25 @@ def load(
     *,
     name: str | None = None,
     revision: str | None = None,
+    token: str | None = None,
     force: bool = False,
+    kind: Kind | None = None,
+    allow_pickle: bool = False,
 ) -> _Model:
     """Load a saved adapter onto a model; it is frozen and acts nowhere until activated.
 
     Args:
         model: The model to attach it to; must have the base the adapter was trained for.
-        source: A folder that `save` wrote, or a repository of the Hub, ``"user/repo"``. That of a
-            composition loads its adapters, if they are not there yet, and activates it.
+        source: A folder that `save` wrote, or one of PEFT's or AdapterHub's, or a zip with
+            one, or a repository of the Hub, ``"user/repo"`` or ``"user/repo@revision"``. That of
+            a composition loads its adapters, if they are not there yet, and activates it.
         name: Another name for an adapter on this model.
-        revision: Branch, tag or commit on the Hub.
+        revision: Branch, tag or commit of a repository that is named without one.
+        token: Access token for the Hub; None for the one that is logged in.
         force: Load although the base's weights differ; sizes must fit all the same.
+        kind: What an adapter in PEFT's format, which does not say, is taken for; None for a task
+            if it has a head, else a language.
+        allow_pickle: Read the pickled weights of AdapterHub's older files; tensors alone.
 
     Returns:
         `model`. On any error it is as it was.
@@ -78,47 +88,49 @@ def load(
         CompositionError: If the name is taken on this model.
         HubError: If the Hub refuses or does not answer.
     """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        if not is_repo_id(str(source)):
+    place = Path(source).expanduser()
+    if not place.exists():
+        if repository(str(source)) is None:
             raise FormatError(
-                f"There is no folder {folder}. Give a folder that adapterx.save wrote, "
+                f"There is no folder {place}. Give a folder that adapterx.save wrote, a zip, "
                 "or a repository of the Hub as user/repo."
             )
-        folder = pull(str(source), revision=revision)
-    if (folder / SETUP).is_file():
-        if name is not None:
-            raise ConfigError(f"name is {name!r}, but {folder} holds several adapters.")
-        return load_setup(model, folder, force=force)
-    return load_folder(model, folder, name=name, force=force)
+        place = pull(str(source), revision=revision, token=token)
+    with opened(place) as folder:
+        asked = Asked(name, force, kind, allow_pickle)
+        FORMATS[format_of(folder)].load(model, folder, asked)
+    return model
 
 
 def push(
     model: nn.Module,
-    name: str,
+    name: Composition,
     repo_id: str,
     *,
     private: bool | None = None,
     revision: str | None = None,
     token: str | None = None,
+    card: Mapping[str, JsonValue] | None = None,
 ) -> str:
-    """Upload one adapter, with its head and a model card, to the Hub in one commit.
+    """Upload one adapter, or a whole composition, to the Hub in one commit, with a model card.
 
     Args:
         model: The model it is attached to.
-        name: The adapter.
+        name: The adapter; or a composition (or its text), uploaded with all its adapters.
         repo_id: ``"user/repo"``; made if it is not there.
         private: Whether a new repository is private; None for the account's default.
         revision: Branch to commit to, made if it is not there; None for ``main``.
         token: Access token; None for the one that is logged in.
+        card: Facts to keep with an adapter, as for `save`; ``{"licence": "apache-2.0"}``.
 
     Returns:
         Address of the commit.
 
     Raises:
         UnknownNameError: If no adapter of that name is attached.
+        ConfigError: If `card` is no JSON, or given for a composition.
         HubError: If the Hub refuses or does not answer.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        folder = save_adapter(model, name, Path(scratch) / name)
+        folder = save(model, name, Path(scratch) / "folder", card=card)
         return push_folder(folder, repo_id, private=private, revision=revision, token=token)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import torch
 from transformers import PreTrainedModel
 
 import adapterx
 from adapterx.anatomy import anatomy_of, known_families
-from adapterx.composition import JsonValue
+from adapterx.composition import JsonValue, check_name
 from adapterx.errors import FormatError
 from adapterx.heads import Labels
 from adapterx.registry import Adapter, Kind, layers_of
 from adapterx.sites import CHILD
+from adapterx.store.reading import read_json, shortened
 
-__all__ = ["CARD", "OTHER_WEIGHTS", "Base", "Card", "base_of", "read_json"]
+__all__ = ["CARD", "OTHER_WEIGHTS", "Base", "Card", "base_of"]
 
 CARD: Final = "adapterx.json"
 OTHER_WEIGHTS: Final = "the same sizes, but other weights"
@@ -29,6 +30,9 @@ _PER_TENSOR: Final = 4
 # Half precision keeps 8 bits: the same weights differ by up to 0.4 % after a cast. Continued
 # pretraining moves a good part of the sampled weights by more than this.
 _TOLERANCE: Final = 0.01
+_LONGEST: Final = 255
+_UNSEEN: Final = {"Cc", "Zl", "Zp"}  # control characters, ends of lines and paragraphs
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,8 @@ class Card:
         labels: A task's labels; None without a head.
         model_class: The class its head belongs to, for people who must load one.
         facts: Anything else, as JSON: training data, settings, scores.
+        methods: Its methods as JSON, where the configuration beside it is in PEFT's layout, which
+            cannot say them all; else None.
         adapterx: Version that wrote it.
     """
 
@@ -131,11 +137,12 @@ class Card:
     labels: Labels | None = None
     model_class: str | None = None
     facts: Mapping[str, JsonValue] = field(default_factory=dict)
+    methods: Sequence[JsonValue] | None = None
     adapterx: str = adapterx.__version__
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return the card as JSON data."""
-        data = cast("dict[str, JsonValue]", asdict(self))
+        data = cast("dict[str, JsonValue]", asdict(replace(self, facts={})))
         return {"format": _FORMAT, **data, "facts": dict(self.facts)}
 
     @classmethod
@@ -153,32 +160,36 @@ class Card:
                 "Update adapterx: pip install -U adapterx."
             )
         try:
-            base = dict(data["base"])
+            base = _typed(data["base"], dict)
             labels = data.get("labels")
             card = cls(
-                name=_text(data["name"]),
+                name=check_name(data["name"]),
                 kind=cast("Kind", {"language": "language", "task": "task"}[data["kind"]]),
                 base=Base(
-                    type=_text(base["type"]),
-                    name=_text(base["name"]),
-                    hidden_size=int(base["hidden_size"]),
-                    layers=int(base["layers"]),
-                    vocab_size=int(base["vocab_size"]),
-                    fingerprint=tuple(float(value) for value in base["fingerprint"]),
+                    type=_line(base["type"]),
+                    name=_line(base["name"]),
+                    hidden_size=_typed(base["hidden_size"], int),
+                    layers=_typed(base["layers"], int),
+                    vocab_size=_typed(base["vocab_size"], int),
+                    fingerprint=tuple(_number(value) for value in base["fingerprint"]),
                 ),
-                language=None if data.get("language") is None else _text(data["language"]),
-                strength=float(data.get("strength", 1.0)),
+                language=_optional(data.get("language")),
+                strength=_number(data.get("strength", 1.0)),
                 labels=None
                 if labels is None
-                else Labels(tuple(_text(name) for name in labels["names"]), labels["problem"]),
-                model_class=data.get("model_class"),
-                facts=dict(data.get("facts", {})),
-                adapterx=_text(data["adapterx"]),
+                else Labels(
+                    tuple(_typed(name, str) for name in _typed(labels["names"], list)),
+                    _optional(labels["problem"]),
+                ),
+                model_class=_optional(data.get("model_class")),
+                facts=_typed(data.get("facts", {}), dict),
+                methods=None if data.get("methods") is None else _typed(data["methods"], list),
+                adapterx=_line(data["adapterx"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(
-                f"{path} has a missing or wrong field ({type(error).__name__}: {error}). "
-                "Save the adapter again, or fetch the folder again."
+                f"{path} has a missing or wrong field ({type(error).__name__}: "
+                f"{shortened(error)}). Save the adapter again, or fetch the folder again."
             ) from error
         return card
 
@@ -189,26 +200,23 @@ class Card:
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file.
-
-    Raises:
-        FormatError: If the file is missing, or does not hold one.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FormatError(
-            f"There is no {path.name} in {path.parent}. Give a folder that adapterx.save wrote."
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path} cannot be read as JSON: {str(error)[:120]}.") from error
-    if not isinstance(data, dict):
-        raise FormatError(f"{path} does not hold a JSON object.")
-    return data
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+def _typed(value: object, kind: type[_Value]) -> _Value:
+    if type(value) is not kind:  # True is no number of layers
+        raise TypeError(f"{value!r:.40} is no {kind.__name__}")
     return value
+
+
+def _number(value: object) -> float:
+    return float(value if type(value) is int else _typed(value, float))
+
+
+def _line(value: object) -> str:
+    """Return a text that is shown as it is, in tables, commands and names of folders."""
+    text = _typed(value, str)
+    if len(text) > _LONGEST or any(unicodedata.category(one) in _UNSEEN for one in text):
+        raise ValueError(f"{text!r:.40} is no text of one line")
+    return text
+
+
+def _optional(value: object) -> Any:
+    return None if value is None else _line(value)

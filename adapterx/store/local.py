@@ -7,15 +7,23 @@ folder per base, one per adapter in it) and ``encoders/``.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 from adapterx.composition import check_name
 from adapterx.errors import AdapterError, BaseModelError
 from adapterx.registry import Kind
 from adapterx.store.card import CARD, Base, Card
+from adapterx.store.folder import check_folder, copy_folder
+from adapterx.store.setup import members
+from adapterx.store.writing import write_folder
 
-__all__ = ["adapters_folder", "find", "home", "place_for", "stored"]
+__all__ = ["adapters_folder", "find", "folder_named", "home", "place_for", "register", "stored"]
+
+_LONGEST: Final = 200  # bytes of a folder's name, with something behind it
 
 
 def home() -> Path:
@@ -37,7 +45,8 @@ def place_for(base: Base, name: str, store: str | Path | None = None) -> Path:
     Raises:
         BaseModelError: If an adapter of another base with the same name and sizes is there.
     """
-    label = f"{base.name.replace('/', '--')}-{base.layers}x{base.hidden_size}"
+    known = re.sub(r"[^\w. -]", "-", base.name.replace("/", "--"))  # it may be of a foreign card
+    label = f"{known.encode()[:_LONGEST].decode(errors='ignore')}-{base.layers}x{base.hidden_size}"
     folder = adapters_folder(store) / label / check_name(name)
     if (folder / CARD).is_file():
         difference = Card.read(folder).base.difference(base)
@@ -47,6 +56,37 @@ def place_for(base: Base, name: str, store: str | Path | None = None) -> Path:
                 "Choose another name or another store."
             )
     return folder
+
+
+def folder_named(text: str) -> Path | None:
+    """Return the folder that a text names, None if there is none; it may be a composition."""
+    try:
+        return Path(text) if Path(text).is_dir() else None
+    except OSError:  # too long for a path
+        return None
+
+
+def register(source: Path, store: str | Path | None = None) -> list[Path]:
+    """Copy a folder's adapters into the store, once all of them are seen to be whole.
+
+    Args:
+        source: The folder of an adapter, or of a setup.
+        store: The store's folder; None for the default.
+
+    Returns:
+        Their folders in the store.
+
+    Raises:
+        FormatError: If one of them is incomplete or damaged.
+        BaseModelError: If an adapter of another base stands in the place of one.
+    """
+    places: dict[Path, Path] = {}
+    for folder in members(source):
+        card = check_folder(folder)
+        places[place_for(card.base, card.name, store)] = folder
+    for place, folder in places.items():
+        write_folder(place, partial(copy_folder, folder))
+    return list(places)
 
 
 def stored(store: str | Path | None = None) -> Iterator[tuple[Path, Card]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from adapterx.composition import JsonValue
+from adapterx.composition import Axis, JsonValue
 from adapterx.errors import BaseModelError, ConfigError
 from adapterx.pooling import mean_over_tokens
 from adapterx.prediction import max_length_of
@@ -23,6 +23,7 @@ from adapterx.registry import active_on, unwrap
 from adapterx.store.card import base_of
 from adapterx.store.writing import write_file, write_text
 from adapterx.tasks.running import outputs_of
+from adapterx.vocabulary import encoded, tokenizers_of
 
 __all__ = ["embed", "export_embeddings", "sentence_vectors"]
 
@@ -79,8 +80,13 @@ def embed(
     vectors = torch.empty(len(texts), inner.config.hidden_size)
     if not texts:
         return vectors
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length_of(tokenizer, inner))
-    features = [{key: encoded[key][index] for key in encoded} for index in range(len(texts))]
+    rows: dict[Axis, Sequence[str]] = {} if languages is None else {"lang": languages}
+    features = encoded(
+        texts,
+        tokenizers_of(model, tokenizer, len(texts), rows),
+        truncation=True,
+        max_length=max_length_of(tokenizer, inner),
+    )
     for chosen, found in outputs_of(
         model,
         tokenizer,

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from adapterx.encoders import load_encoder
 from adapterx.errors import UnknownNameError, near_match
 from adapterx.store.card import Card
-from adapterx.store.hub import is_repo_id, pull
+from adapterx.store.hub import pull, repository
 from adapterx.store.local import adapters_folder, stored
 from adapterx.tasks import task_from_json
 
@@ -61,7 +61,7 @@ def task_card(task: str, *, store: str | Path | None = None) -> Card:
     """
     if Path(task).is_dir():
         return Card.read(Path(task))
-    if is_repo_id(task):
+    if repository(task) is not None:
         return Card.read(pull(task))
     if len(Path(task).parts) > 1:
         raise UnknownNameError(f"There is no folder {task}. Give an adapter's folder, or its name.")

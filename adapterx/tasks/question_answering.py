@@ -33,6 +33,7 @@ from adapterx.tasks.metric import Array, TaskMetric, ratio
 from adapterx.tasks.running import outputs_of
 from adapterx.tasks.task import wrong_pair
 from adapterx.tasks.words import UNSPACED
+from adapterx.vocabulary import tokenizer_of
 
 __all__ = ["AnswerMetric", "Gold", "Question", "QuestionAnswering", "normalised"]
 
@@ -251,6 +252,7 @@ class QuestionAnswering:
         """
         if not records:
             return []
+        tokenizer = tokenizer_of(model, tokenizer)
         window = min(self.window, max_length_of(tokenizer, unwrap(model)))
         encoded = self._windows(tokenizer, records, window)
         owners: list[int] = encoded["overflow_to_sample_mapping"]

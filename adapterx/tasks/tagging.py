@@ -34,6 +34,7 @@ from adapterx.tasks.metric import Array, TaskMetric, precision_recall_f1, ratio
 from adapterx.tasks.running import outputs_of
 from adapterx.tasks.task import wrong_pair
 from adapterx.tasks.words import joined, marked, words_of
+from adapterx.vocabulary import tokenizer_of
 
 __all__ = ["EntityMetric", "Sentence", "TokenClassification", "WordMetric", "entities", "repaired"]
 
@@ -270,6 +271,7 @@ class TokenClassification:
         """
         if not records:
             return []
+        tokenizer = tokenizer_of(model, tokenizer)
         limit = max_length_of(tokenizer, unwrap(model))
         encoded = _encode(
             tokenizer, records, limit, stride=limit // 4, return_overflowing_tokens=True

@@ -231,15 +231,7 @@ class _Lower:
             ]
             setups = []
             for variant in range(len(plan.partition)):
-                acting = tuple(
-                    (
-                        key,
-                        program.before,
-                        program.split and program.split.chains[program.split.partition[variant]],
-                        program.after,
-                    )
-                    for key, program in programs
-                )
+                acting = tuple((key, program.steps(variant)) for key, program in programs)
                 setups.append(self._setups.setdefault(acting, len(self._setups)))
             self._plan = (plan, setups)
         return self._plan[1]

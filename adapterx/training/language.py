@@ -25,6 +25,7 @@ from adapterx.training.loop import Result, fit
 from adapterx.training.objectives.alignment import Alignment
 from adapterx.training.objectives.objective import Corpus, Lessons, Objective
 from adapterx.training.processes import accelerator_for
+from adapterx.vocabulary import start_rows
 
 __all__ = ["start_from", "train_language"]
 
@@ -89,6 +90,8 @@ def train_language(
     )
     composition = own if below is None else Stack(below, own)
     with using(model, composition):  # before the work: it may be refused
+        for name in corpora:
+            start_rows(model, tokenizer, name)
         lessons = [one.begin(model, tokenizer, corpora, config) for one in objectives]
     rows = [
         _Lesson(at, name, content) for at, some in enumerate(lessons) for name, content in some.rows

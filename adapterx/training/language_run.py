@@ -15,8 +15,10 @@ from adapterx.attachment import attach
 from adapterx.composition import JsonValue, Stack
 from adapterx.data import SentencePair
 from adapterx.data.corpora import read_texts
+from adapterx.data.coverage import coverage
 from adapterx.encoders import load_encoder
 from adapterx.errors import ConfigError
+from adapterx.methods import methods_of
 from adapterx.model import add, set_strength
 from adapterx.registry import active_on
 from adapterx.store import load, save
@@ -36,11 +38,14 @@ from adapterx.training.strength import (
     hold_out,
     hold_out_text,
 )
+from adapterx.vocabulary import learn_vocabulary, tokenizer_of
 
 __all__ = ["Trained", "run_languages"]
 
 # Full strength pays only where the encoder knows next to nothing of the language.
 _STRENGTH = 0.5
+# Texts that say what new pieces are worth.
+_READ = 1000
 
 
 @dataclass(slots=True)
@@ -110,7 +115,15 @@ def run_languages(settings: LanguageSettings, *, accelerator: Accelerator | None
         model, tokenizer = _encoder(settings, corpora, masked=bool(masked))
     places = {name: place_for(base_of(model), name, settings.store) for name in names.values()}
     for tag, name in names.items():
-        add(model, name, settings.build_method(), kind="language", language=tag)
+        methods = methods_of(settings.build_method())
+        if settings.extend_vocab:
+            texts = [*corpora[name].text, *(pair.target for pair in corpora[name].pairs)]
+            vocabulary = learn_vocabulary(tokenizer, texts, size=settings.extend_vocab)
+            add(model, name, (*methods, vocabulary), kind="language", language=tag)
+            gain = _gain(model, tokenizer, name, tag, texts)
+            told[f"{name}: pieces"] = f"{len(vocabulary.pieces):,} new; {gain}"
+        else:
+            add(model, name, methods, kind="language", language=tag)
     below = None
     if settings.below:
         attach(model, compose=settings.below, store=settings.store)
@@ -175,6 +188,20 @@ def _encoder(
         dtype=settings.dtype,  # type: ignore[arg-type]  # the same
         store=settings.store,
     )
+
+
+def _gain(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    tag: str,
+    texts: Sequence[str],
+) -> str:
+    """Return in words what an adapter's own pieces make of its texts."""
+    with using(model, name):
+        own = tokenizer_of(model, tokenizer)
+    before, after = (coverage(texts[:_READ], one, lang=tag, encoder="") for one in (tokenizer, own))
+    return f"{before.fertility:.2f} tokens per {before.per} before, {after.fertility:.2f} with them"
 
 
 def _attached(model: PreTrainedModel, name: str, store: str | None) -> str:

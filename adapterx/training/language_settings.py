@@ -42,6 +42,7 @@ _FLAGS: Final[Mapping[str, str]] = {
     "reduction": "hidden size over the width of a bottleneck",
     "rank": "of a lora",
     "layers": "all, 'upper third', or 8,9,10,11",
+    "extend_vocab": "learn at most so many new pieces from the text, and their embeddings",
     "below": "what acts below and stays: a family's adapter, or a composition of some",
     "start": "adapter of a related language whose weights the new ones start from",
     "strength": "at which attach stacks it; 0.5 unless given or chosen",
@@ -76,6 +77,7 @@ class LanguageSettings:
         reduction: Reduction factor of a bottleneck.
         rank: Rank of a LoRA.
         layers: Where the adapters act.
+        extend_vocab: How many pieces of its own each learns at most; 0 for none.
         below: What acts below them and stays as it is; names in the store.
         start: An adapter in the store whose weights the new ones start from.
         strength: At which `adapterx.attach` stacks them.
@@ -102,6 +104,7 @@ class LanguageSettings:
     reduction: float = 2
     rank: int = 16
     layers: str | Sequence[int] = "all"
+    extend_vocab: int = 0
     below: str | None = None
     start: str | None = None
     strength: float | None = None
@@ -216,6 +219,16 @@ def read_language_settings(options: argparse.Namespace) -> LanguageSettings:
     )
     if not isinstance(given["filter"], bool):
         raise ConfigError(f"filter is {given['filter']!r}. Use true or false.")
+    if int(given.get("extend_vocab") or 0) < 0:
+        raise ConfigError(
+            f"extend_vocab is {given['extend_vocab']}. Give how many pieces are new at most, e.g. "
+            "2000, or 0 for none."
+        )
+    if given.get("extend_vocab") and given.get("start"):
+        raise ConfigError(
+            "Both extend_vocab and start given, but a relative has no rows for the new pieces. "
+            "Leave one out."
+        )
     training = {key: given[key] for key in loop if key in given}
     settings = {key: given[key] for key in known if given.get(key) is not None}
     settings["held_out"] = _several(settings.get("held_out", ()))

@@ -28,6 +28,7 @@ from adapterx.training.loop import Result, fit
 from adapterx.training.processes import accelerator_for
 from adapterx.training.routing import language_choices, languages_of, route
 from adapterx.training.terms.term import Beside, Term
+from adapterx.vocabulary import tokenizer_of
 
 __all__ = ["facts_of", "score", "score_tests", "train_task"]
 
@@ -86,6 +87,7 @@ def train_task(
     else:
         activate(model, name if compose is None else compose)
         set_trainable(model, name)
+    tokenizer = tokenizer_of(model, tokenizer)
     accelerator = accelerator or accelerator_for(config, folder=folder)
     known = language_choices(model, config.languages)
     chosen = languages_of(dev, languages=config.languages, known=known)

@@ -841,7 +841,7 @@ def test_the_examples_of_help_run(call: Callable[..., Answer], world: World) -> 
     # The others need the packaged encoder's wheel or a Hub; tests/store has a Hub of its own.
     examples = {
         verb: " ".join(VERBS[verb].epilog.split()).removeprefix("example: adapterx ")
-        for verb in ("train", "train-language", "list", "show", "predict", "evaluate", "embed")
+        for verb in ("train", "train-language", "show", "predict", "evaluate", "embed")
     }
     for verb, example in examples.items():
         command = example.replace("e5-small-q4", "tiny")

@@ -107,7 +107,7 @@ def test_what_is_wrong_with_a_dataset_is_one_line(
     assert "\n" not in text
 
 
-def test_a_hub_that_does_not_answer_is_one_line_and_exit_code_1() -> None:
+def test_a_hub_that_does_not_answer_is_one_line_and_exit_code_2() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "adapterx", "data", "check", "hf:user/name", "--json"],
         capture_output=True,
@@ -118,7 +118,7 @@ def test_a_hub_that_does_not_answer_is_one_line_and_exit_code_1() -> None:
             "HF_HUB_OFFLINE": "1",
         },
     )
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 2, done.stderr
     error = json.loads(done.stdout)["error"]
     assert error["type"] == "HubError"
     assert "Cannot read 'hf:user/name'" in error["message"]

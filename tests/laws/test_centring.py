@@ -406,6 +406,7 @@ DAMAGED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*not finite")
 @pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
 def test_damaged_means_are_refused_and_the_model_stays(centred, build, tmp_path, damage) -> None:
     adapterx.save(centred, "task", tmp_path / "task")

@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import peft
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import adapterx
 from adapterx import Bottleneck, LoRA, Scale, Stack
 from adapterx.errors import BaseModelError
-from adapterx.registry import adapter_modules, registry_of
+from adapterx.registry import registry_of
 from adapterx.store.card import Card
 from adapterx.store.folder import card_of
 
@@ -81,7 +82,8 @@ def test_loaded_adapters_give_equal_answers_and_cards(
     one, two = registry_of(model), registry_of(other)
     assert one is not None and two is not None
     for name in ("sw", "task"):
-        assert card_of(other, name) == card_of(model, name, FACTS) == Card.read(tmp_path / name)
+        read = replace(Card.read(tmp_path / name), methods=None)  # said where PEFT's words end
+        assert card_of(other, name) == card_of(model, name, FACTS) == read
         assert one.adapters[name].methods == two.adapters[name].methods
         assert one.adapters[name].places == two.adapters[name].places
 
@@ -256,11 +258,6 @@ def test_peft_reads_a_saved_lora_to_equal_hidden_states(
     fill(model, size=0.15)
     adapterx.activate(model, "lora")
     adapterx.save(model, "lora", tmp_path / "lora")
-    if any(place.port.part is not None for place, _ in adapter_modules(model, "lora")):
-        # PEFT knows whole modules, not a third of one: such a LoRA has our own layout.
-        config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
-        assert [one["method"] for one in config["methods"]] == ["lora"]
-        return
     base = copy.deepcopy(plain)
     oracle = peft.PeftModel.from_pretrained(base, tmp_path / "lora").eval()
     assert not close(_answer(model, batch), _answer(plain, batch))

@@ -51,7 +51,7 @@ def setup(build, fill) -> Any:
     def setup(family: str, methods: Any, kind: str = "sequence", **settings: Any) -> Any:
         model = build(family, kind, **settings)
         adapterx.add(model, "sw", methods[0], kind="language")
-        labels = ["no", "yes", "perhaps"] if kind != "encoder" else None
+        labels = ["no", "yes", "perhaps"] if kind not in ("encoder", "masked-lm") else None
         adapterx.add(model, "nli", methods[1], labels=labels)
         fill(model, size=0.15)
         adapterx.set_trainable(model, ["sw", "nli"])
@@ -340,6 +340,59 @@ def test_pipeline_gives_the_answers_of_predict(
     assert {answer["label"] for answer in predicted} <= {"no", "yes", "perhaps"}
     adapterx.activate(model, "sw")
     assert classify("w1 </s>")[0]["label"].startswith("LABEL_")
+
+
+# Task of a pipeline -> class of the model, its answer as numbers, and those of a plain call; the
+# third token of the text is hidden.
+PIPELINES: dict[str, tuple[str, Any, Any]] = {
+    "feature-extraction": (
+        "encoder",
+        lambda answer, _: answer[0],
+        lambda outputs: outputs.last_hidden_state[0],
+    ),
+    "fill-mask": (
+        "masked-lm",
+        lambda answer, _: [(one["token"], one["score"]) for one in answer],
+        lambda outputs: torch.stack(outputs.logits[0, 2].softmax(-1).topk(5)[::-1]).T,
+    ),
+    "token-classification": (
+        "token",
+        lambda answer, labels: [(labels[one["entity"]], one["score"]) for one in answer],
+        lambda outputs: torch.stack(outputs.logits[0].softmax(-1).max(-1)[::-1]).T,
+    ),
+}
+
+
+@pytest.mark.parametrize("task", PIPELINES)
+def test_pipelines_answer_as_the_model(setup, tokenizer, close, wide, methods, task) -> None:
+    kind, read, expected = PIPELINES[task]
+    model = setup(wide, methods, kind)
+    labels = model.config.label2id
+    if kind == "token":
+        assert list(labels) == ["no", "yes", "perhaps"]
+    text = "w1 w2 <mask> w4"
+    batch = tokenizer(text, return_tensors="pt")
+    ask = pipeline(task, model=model, tokenizer=tokenizer, device="cpu")
+    answers = []
+    for composition in (STACK, "nli"):
+        adapterx.activate(model, composition)
+        with torch.no_grad():
+            outputs = model(**batch)
+        answers.append(torch.tensor(read(ask(text), labels)))
+        assert close(answers[-1], expected(outputs))
+    assert not close(*answers)
+
+
+def test_zero_shot_pipeline_reads_the_labels_of_the_task(setup, tokenizer, close, methods) -> None:
+    model = setup("bert", methods)
+    adapterx.add(model, "xnli", methods[1], labels=["entailment", "neutral", "contradiction"])
+    adapterx.activate(model, Stack("sw", "xnli"))
+    ask = pipeline("zero-shot-classification", model=model, tokenizer=tokenizer, device="cpu")
+    answer = ask("w1 w2", ["w7", "w9"], hypothesis_template="{} </s>")
+    pairs = [tokenizer("w1 w2", f"{label} </s>", return_tensors="pt") for label in answer["labels"]]
+    with torch.no_grad():
+        scores = torch.stack([model(**pair).logits[0, 0] for pair in pairs]).softmax(-1)
+    assert close(torch.tensor(answer["scores"]), scores)
 
 
 class _Rows(torch.utils.data.Dataset):

@@ -7,6 +7,12 @@ private repositories; nobody else does. On disk, which tests may read:
     DIR/<user>/<repo>/repo.json        {"private": …, "branches": {branch: commit}}
     DIR/<user>/<repo>/<commit>/…       the files of a commit
     DIR/lfs/<sha256>                   large files as uploaded
+
+And which tests may write, to have requests go wrong:
+
+    DIR/faults.json    [{"method": "GET", "path": regular expression, "times": how often,
+                         "status": …, "headers": {…}}, or in place of a status
+                         "cut": bytes after which the connection ends, or "garble": true]
 """
 
 from __future__ import annotations
@@ -23,7 +29,9 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
 
 REPO = r"(?P<repo>[^/]+/[^/]+?)"
 API = rf"/api/models/{REPO}"
@@ -49,7 +57,11 @@ class Hub(BaseHTTPRequestHandler):
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         self.user = token.removeprefix("hf_") or None
         path = urlsplit(self.path).path
+        self.fault = self._next_fault(path)
         try:
+            if "status" in self.fault:
+                headers = self.fault.get("headers", {})
+                return self._json({"error": "Injected"}, self.fault["status"], headers)
             for method, pattern, action in ROUTES:
                 found = re.fullmatch(pattern, path)
                 if found and self.command in method.split():
@@ -62,12 +74,30 @@ class Hub(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = answer_request  # noqa: N815  # http.server's names
 
+    def _next_fault(self, path: str) -> dict[str, Any]:
+        """Return what shall go wrong with this request, and count it."""
+        file = self.root / "faults.json"
+        with self.writing:
+            faults: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
+            for fault in faults:
+                asked = self.command == fault["method"] and re.search(fault["path"], path)
+                if asked and fault["times"] > 0:
+                    fault["times"] -= 1
+                    file.write_text(json.dumps(faults))
+                    return fault
+        return {}
+
     def _send(self, data: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
         for key, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command != "HEAD":
+        if self.fault.get("garble"):
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        if "cut" in self.fault:
+            self.wfile.write(data[: self.fault["cut"]])
+            self.close_connection = True
+        elif self.command != "HEAD":
             self.wfile.write(data)
 
     def _json(self, data: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
@@ -170,8 +200,10 @@ class Hub(BaseHTTPRequestHandler):
             for line in self.body.splitlines():
                 key, value = (entry := json.loads(line))["key"], entry["value"]
                 if key == "file":
+                    (target / value["path"]).parent.mkdir(parents=True, exist_ok=True)
                     (target / value["path"]).write_bytes(base64.b64decode(value["content"]))
                 elif key == "lfsFile":
+                    (target / value["path"]).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(self.root / "lfs" / value["oid"], target / value["path"])
                 elif key == "deletedFile":
                     (target / value["path"]).unlink()
@@ -183,14 +215,34 @@ class Hub(BaseHTTPRequestHandler):
     def info(self, repo: str, revision: str = "main") -> None:
         state = self._state(repo)
         commit = self._commit(repo, state, revision)
-        names = [{"rfilename": path.name} for path in (self.root / repo / commit).iterdir()]
+        names = [{"rfilename": path} for path in files_in(self.root / repo / commit)]
         private = state["private"]
         self._json({"id": repo, "sha": commit, "private": private, "siblings": names})
 
+    def search(self) -> None:
+        """Answer as the Hub does: filters are tags, which it makes of a card's metadata too."""
+        asked = parse_qs(urlsplit(self.path).query)
+        found = []
+        for file in sorted(self.root.glob("*/*/repo.json")):
+            repo = file.parent.relative_to(self.root).as_posix()
+            state = json.loads(file.read_text())
+            readme = file.parent / state["branches"]["main"] / "README.md"
+            card = yaml.safe_load(readme.read_text().split("---")[1]) if readme.is_file() else {}
+            tags = [*card.get("tags", []), card.get("library_name")]
+            if base := card.get("base_model"):
+                tags += [f"base_model:{base}", f"base_model:adapter:{base}"]
+            seen = not state["private"] or self.user == repo.split("/")[0]
+            named = all(word.lower() in repo.lower() for word in asked.get("search", []))
+            if seen and named and set(asked.get("filter", [])) <= set(tags):
+                downloads = state.get("downloads", 0)
+                found.append({"id": repo, "tags": tags, "cardData": card, "downloads": downloads})
+        found.sort(key=lambda one: -one["downloads"])
+        self._json(found[: int(asked.get("limit", ["1000"])[0])])
+
     def tree(self, repo: str, revision: str) -> None:
         folder = self.root / repo / self._commit(repo, self._state(repo), revision)
-        files = folder.iterdir()
-        self._json([{"type": "file", "path": path.name, **facts_of(path)} for path in files])
+        files = files_in(folder)
+        self._json([{"type": "file", "path": path, **facts_of(folder / path)} for path in files])
 
     def resolve(self, repo: str, revision: str, path: str) -> None:
         commit = self._commit(repo, self._state(repo), revision)
@@ -210,11 +262,17 @@ class Hub(BaseHTTPRequestHandler):
         if start >= len(data):
             raise RefusalError(416, "Range Not Satisfiable")
         span = f"bytes {start}-{end - 1}/{len(data)}"
+        self.log_message("%s of %s", span, path)
         return self._send(data[start:end], 206, {**headers, "Content-Range": span})
 
 
 def is_large(path: str) -> bool:
     return path.endswith(".safetensors")
+
+
+def files_in(folder: Path) -> list[str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path.relative_to(folder).as_posix() for path in files]
 
 
 def facts_of(path: Path) -> dict[str, Any]:
@@ -230,6 +288,7 @@ ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("POST", rf"{API}/branch/(?P<branch>[^/]+)", Hub.branch),
     ("POST", rf"{API}/preupload/(?P<revision>[^/]+)", Hub.preupload),
     ("POST", rf"{API}/commit/(?P<revision>[^/]+)", Hub.commit),
+    ("GET", r"/api/models", Hub.search),
     ("GET", API, Hub.info),
     ("GET", rf"{API}/revision/(?P<revision>[^/]+)", Hub.info),
     ("GET", rf"{API}/tree/(?P<revision>[^/]+)/?", Hub.tree),

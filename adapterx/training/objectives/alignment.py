@@ -23,8 +23,9 @@ from adapterx.composition import JsonValue
 from adapterx.errors import DataError
 from adapterx.tasks.classification import text_batch
 from adapterx.training.config import TrainingConfig
-from adapterx.training.objectives.objective import Corpus
+from adapterx.training.objectives.objective import Corpus, readers
 from adapterx.training.objectives.output import hidden_states
+from adapterx.vocabulary import encoded
 
 __all__ = ["MINIMUM_PAIRS", "Alignment", "alignment_loss", "layer_means"]
 
@@ -123,24 +124,29 @@ class Alignment:
         with using(model, None):
             teachers = _states(model, tokenizer, taught, config)
         rows = [
-            (name, (text, teacher)) for (name, text), teacher in zip(texts, teachers, strict=True)
+            (name, (name, text, teacher))
+            for (name, text), teacher in zip(texts, teachers, strict=True)
         ]
-        return _Aligned(rows, tokenizer, config.max_length, self)
+        read_by = readers(model, tokenizer, corpora)
+        return _Aligned(rows, tokenizer, read_by, config.max_length, self)
 
 
 @dataclass(frozen=True, slots=True)
 class _Aligned:
-    """Texts to read through the adapter, and the frozen states they should come near to."""
+    """Texts to read through their adapter, and the frozen states they should come near to."""
 
-    rows: Sequence[tuple[str, tuple[str, Tensor]]]
+    rows: Sequence[tuple[str, tuple[str, str, Tensor]]]
     tokenizer: PreTrainedTokenizerBase
+    read_by: Mapping[str, PreTrainedTokenizerBase]
     max_length: int
     objective: Alignment
 
-    def batch(self, lessons: Sequence[tuple[str, Tensor]], step: int) -> dict[str, Tensor]:
-        texts, teachers = zip(*lessons, strict=True)
-        encoded = text_batch(self.tokenizer, texts, self.max_length)
-        return {**encoded, "teacher": torch.stack(teachers)}
+    def batch(self, lessons: Sequence[tuple[str, str, Tensor]], step: int) -> dict[str, Tensor]:
+        names, texts, teachers = zip(*lessons, strict=True)
+        tokenizers = [self.read_by[name] for name in names]
+        read = encoded(texts, tokenizers, truncation=True, max_length=self.max_length)
+        batch = self.tokenizer.pad(read, return_tensors="pt")
+        return {**batch, "teacher": torch.stack(teachers)}
 
     def items(self, batch: Mapping[str, Tensor]) -> Tensor:
         return torch.tensor(float(len(batch["teacher"])))

@@ -9,6 +9,7 @@ output embedding (the head's transform, the inverse of an invertible adapter) is
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,8 +27,9 @@ from adapterx.composition import JsonValue
 from adapterx.errors import ConfigError, DataError
 from adapterx.training.config import TrainingConfig
 from adapterx.training.objectives.masking import Masking
-from adapterx.training.objectives.objective import Corpus
+from adapterx.training.objectives.objective import Corpus, readers
 from adapterx.training.objectives.output import at_output, output_embedding
+from adapterx.vocabulary import encoded, encodings, tokenizer_of
 
 __all__ = ["MaskedLanguageModelling", "Vocabulary", "masked_batch", "masked_loss", "perplexity"]
 
@@ -51,6 +53,7 @@ class Vocabulary:
         tokenizer: PreTrainedTokenizerBase,
         texts: Iterable[str | tuple[str, str]],
         *,
+        read_by: Iterable[PreTrainedTokenizerBase] | None = None,
         negatives: int = 0,
         seed: int = 0,
     ) -> Vocabulary:
@@ -58,15 +61,19 @@ class Vocabulary:
 
         Args:
             tokenizer: The encoder's tokenizer.
-            texts: The corpus; it is read once.
+            texts: The corpus; it is read once. Pieces that a language adapter adds are no part.
+            read_by: What reads each text; the tokenizer unless given.
             negatives: So many of the other pieces, drawn without replacement, are added: a loss
                 over few pieces says nothing of all others.
             seed: Of the draw.
         """
         seen = np.zeros(len(tokenizer), dtype=bool)
-        for batch in _chunks(texts, 512):
-            for row in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
-                seen[row] = True
+        each = itertools.repeat(tokenizer) if read_by is None else read_by
+        for batch in _chunks(zip(texts, each), 512):  # noqa: B905  # one may be without end
+            some, tokenizers = zip(*batch, strict=True)
+            for row in encoded(some, tokenizers, add_special_tokens=False, verbose=False):
+                ids = np.array(row["input_ids"], dtype=np.int64)
+                seen[ids[ids < len(seen)]] = True
         special = sorted(tokenizer.all_special_ids)
         seen[special] = True
         others = np.flatnonzero(~seen)
@@ -87,6 +94,10 @@ class Vocabulary:
     def places(self, ids: np.ndarray) -> np.ndarray:
         """Return where ids stand among `ids`."""
         return np.searchsorted(self.ids, ids)
+
+    def has(self, ids: np.ndarray) -> np.ndarray:
+        """Return which ids are among `ids`."""
+        return self.ids[self.places(ids).clip(max=len(self.ids) - 1)] == ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,33 +147,40 @@ class MaskedLanguageModelling:
                     f"{name!r} has no {'pairs' if self.pairs else 'text'} to read. Give files, or "
                     f"leave {'translation' if self.pairs else 'masked'} language modelling out."
                 )
+        read_by = readers(model, tokenizer, corpora)
         vocabulary = Vocabulary.of(
             tokenizer,
             (text for _, text in rows),
+            read_by=(read_by[name] for name, _ in rows),
             negatives=self.negatives,
             seed=config.seed,
         )
         weight, bias = output_embedding(model, vocabulary.ids)
         constant = weight.detach(), None if bias is None else bias.detach()
-        return _Masked(rows, tokenizer, config, self.masking, vocabulary, *constant)
+        lessons = [(name, (name, text)) for name, text in rows]
+        return _Masked(lessons, tokenizer, read_by, config, self.masking, vocabulary, *constant)
 
 
 @dataclass(frozen=True, slots=True)
 class _Masked:
     """Texts whose pieces are hidden, and the rows of the output embedding they may be."""
 
-    rows: Sequence[tuple[str, str | tuple[str, str]]]
+    rows: Sequence[tuple[str, tuple[str, str | tuple[str, str]]]]
     tokenizer: PreTrainedTokenizerBase
+    read_by: Mapping[str, PreTrainedTokenizerBase]
     config: TrainingConfig
     masking: Masking
     vocabulary: Vocabulary
     weight: Tensor
     bias: Tensor | None
 
-    def batch(self, lessons: Sequence[str | tuple[str, str]], step: int) -> dict[str, Tensor]:
+    def batch(
+        self, lessons: Sequence[tuple[str, str | tuple[str, str]]], step: int
+    ) -> dict[str, Tensor]:
         return masked_batch(
             self.tokenizer,
-            lessons,
+            [text for _, text in lessons],
+            read_by=[self.read_by[name] for name, _ in lessons],
             masking=self.masking,
             vocabulary=self.vocabulary,
             seed=(self.config.seed, step),
@@ -187,7 +205,8 @@ def perplexity(
 ) -> float:
     """Return the perplexity of hidden pieces over the full vocabulary, under what is active.
 
-    The same pieces are hidden at every call.
+    The same pieces are hidden at every call. A language's own vocabulary reads the texts, so the
+    perplexities of two vocabularies are of other pieces and do not compare.
 
     Args:
         model: With a masked-language-modelling head.
@@ -197,14 +216,14 @@ def perplexity(
         batch_size: Texts per forward pass.
         max_length: Pieces per text; longer ones are cut.
     """
-    vocabulary = Vocabulary.whole(tokenizer)
+    vocabulary, reader = Vocabulary.whole(tokenizer), tokenizer_of(model, tokenizer)
     weight, bias = output_embedding(model, vocabulary.ids)
     device, total, count = weight.device, 0.0, 0
     model.eval()
     with torch.inference_mode():
         for chunk in _chunks(texts, batch_size):
             batch = masked_batch(
-                tokenizer,
+                reader,
                 chunk,
                 masking=masking or Masking(),
                 vocabulary=vocabulary,
@@ -221,6 +240,7 @@ def masked_batch(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str | tuple[str, str]],
     *,
+    read_by: Sequence[PreTrainedTokenizerBase] | None = None,
     masking: Masking,
     vocabulary: Vocabulary,
     seed: Sequence[int],
@@ -229,7 +249,17 @@ def masked_batch(
     """Make a batch of texts, or of pairs for translation language modelling, with pieces hidden.
 
     What is hidden hangs on the seed and the text alone, so that it is the same however rows are
-    shared out among processes.
+    shared out among processes. A word with a piece outside of `vocabulary` is not hidden: no row
+    of the output embedding stands for a language's own pieces, they are read and not guessed.
+
+    Args:
+        tokenizer: The encoder's tokenizer.
+        texts: The texts, or pairs.
+        read_by: What reads each text; the tokenizer unless given.
+        masking: What is hidden.
+        vocabulary: What hidden pieces may be.
+        seed: Numbers.
+        max_length: Pieces per text; longer ones are cut.
 
     Returns:
         The inputs; ``positions``, ``(batch, hidden pieces)``, where pieces are hidden, 0 where a
@@ -244,17 +274,22 @@ def masked_batch(
             f"The tokenizer {type(tokenizer).__name__} has no mask token, so nothing can be "
             "hidden. Train on pairs: objectives without masked language modelling."
         )
-    encoded = tokenizer(
-        list(texts), truncation=True, max_length=max_length, return_special_tokens_mask=True
-    )
-    special = encoded.pop("special_tokens_mask")
     rows: list[dict[str, list[int]]] = []
     found: list[tuple[list[int], np.ndarray]] = []
-    for at, text in enumerate(texts):
-        row = {key: list(value[at]) for key, value in encoded.items()}
+    read = encodings(
+        texts,
+        read_by or [tokenizer] * len(texts),
+        truncation=True,
+        max_length=max_length,
+        return_special_tokens_mask=True,
+    )
+    for text, (made, at) in zip(texts, read, strict=True):
+        row = {key: list(value[at]) for key, value in made.items()}
+        words = _words(made, at, row.pop("special_tokens_mask"))
         ids = np.array(row["input_ids"])
         random = np.random.default_rng([*seed, zlib.crc32(str(text).encode())])
-        words = _words(encoded, at, special[at])
+        others = {word for word, known in zip(words, vocabulary.has(ids), strict=True) if not known}
+        words = [None if word in others else word for word in words]
         positions = masking.choose(words, random)
         row["input_ids"] = masking.hide(
             ids, positions, random, mask=tokenizer.mask_token_id, others=vocabulary.ids

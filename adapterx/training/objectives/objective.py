@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from adapterx.composition import JsonValue
 from adapterx.data import SentencePair
 from adapterx.training.config import TrainingConfig
+from adapterx.vocabulary import tokenizer_of
 
-__all__ = ["Corpus", "Lessons", "Objective"]
+__all__ = ["Corpus", "Lessons", "Objective", "readers"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,3 +72,17 @@ class Objective(Protocol):
         Raises:
             DataError: If a corpus has too little of what the objective reads.
         """
+
+
+def readers(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, names: Collection[str]
+) -> dict[str, PreTrainedTokenizerBase]:
+    """Return what reads the texts of each adapter that trains, under what is active.
+
+    Args:
+        model: With the adapters active; of several each row chooses one.
+        tokenizer: The encoder's tokenizer.
+        names: The adapters.
+    """
+    several = len(names) > 1
+    return {name: tokenizer_of(model, tokenizer, lang=name if several else None) for name in names}
