@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Stack,
     )
     from adapterx.errors import AdapterError
+    from adapterx.exporting import export_onnx
     from adapterx.merging import merge
     from adapterx.methods.bottleneck import Bottleneck
     from adapterx.methods.fusion import Fusion
@@ -74,6 +75,7 @@ _HOME: Final = {
     "attach": "adapterx.attachment",
     "centre": "adapterx.neutrality",
     "detach": "adapterx.model",
+    "export_onnx": "adapterx.exporting",
     "learn_vocabulary": "adapterx.vocabulary",
     "load": "adapterx.store",
     "merge": "adapterx.merging",
@@ -117,6 +119,7 @@ __all__ = [
     "attach",
     "centre",
     "detach",
+    "export_onnx",
     "learn_vocabulary",
     "load",
     "merge",

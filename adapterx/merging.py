@@ -109,7 +109,9 @@ def _check_site(model: PreTrainedModel, key: str, program: Program) -> None:
                 "the same. LoRA can be merged, alone and in stacks and averages."
             )
     linear = model.base_model.get_submodule(site.port.module)
-    if not isinstance(linear, nn.Linear) or not linear.weight.is_floating_point():
+    # torchao's quantised weights are tensors of classes of their own, and say they are floating.
+    plain = isinstance(linear, nn.Linear) and type(linear.weight.data) is Tensor
+    if not plain or not linear.weight.is_floating_point():
         raise BaseModelError(
             f"{site.port.module} is a {type(linear).__name__}, whose weights cannot take an "
             "update. Load the base with plain weights (not quantised) and merge there."

@@ -26,6 +26,7 @@ from adapterx.composition import (
     names,
 )
 from adapterx.errors import (
+    BaseModelError,
     CompositionError,
     ConfigError,
 )
@@ -189,7 +190,13 @@ def _build(
     config, anatomy = encoder.config, registry.anatomy
     for method in methods:
         for place in method.places(anatomy, registry.depths):
-            hooked = encoder.get_submodule(place.port.module)
+            try:
+                hooked = encoder.get_submodule(place.port.module)
+            except AttributeError as error:
+                raise BaseModelError(
+                    f"{type(model).__name__} has no module {place.port.module!r}, where its "
+                    f"anatomy puts {place.site!r}. Correct what it was registered with."
+                ) from error
             hidden = getattr(config, anatomy.embedding_size if place.layer is None else _WIDTH)
             # An embedding is a projection of as many features as it has rows.
             inputs = getattr(hooked, "num_embeddings", hidden)

@@ -64,7 +64,7 @@ class Rows:
     def __init__(self, variants: Sequence[int] | Tensor, trainable: frozenset[str]) -> None:
         self.variants = variants
         self.known = not isinstance(variants, Tensor)
-        self.count = len(variants)
+        self.count = _length(variants)
         # The adapters that train: they take part even where no row chose them.
         self.trainable = trainable
         self._groups: dict[tuple[tuple[int, ...], torch.device], Groups] = {}
@@ -361,6 +361,11 @@ def _count(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     raise ShapeError("This call has no tensor, so no rows. Pass input_ids or inputs_embeds.")
 
 
+def _length(choice: Sequence[Any] | Tensor) -> int:
+    # The length of a traced tensor is a number: the batch would be as long for ever.
+    return choice.shape[0] if isinstance(choice, Tensor) else len(choice)
+
+
 def _repeated(value: Any, count: int, times: int) -> Any:
     if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == count:
         return value.repeat(times, *[1] * (value.dim() - 1))
@@ -379,7 +384,7 @@ def variants_of(plan: Plan, given: Mapping[Axis, Choice], count: int) -> Sequenc
                 f"{axis} is given, but rows have none to choose in what is active, "
                 f"{plan.composition}. Attach several: adapterx.attach(model, {axis}=[...], ...)."
             )
-    variants: Any = [0] * count
+    variants: Any = None  # a list of zeros would tell a traced graph how long the batch is
     for axis, keys in plan.axes.items():
         if axis not in given:
             raise CompositionError(
@@ -387,6 +392,9 @@ def variants_of(plan: Plan, given: Mapping[Axis, Choice], count: int) -> Sequenc
                 f"model(**batch, {axis}=[...]), one of {', '.join(keys)} a row."
             )
         chosen = _indices(axis, keys, given[axis], count)
+        if variants is None:
+            variants = chosen
+            continue
         if isinstance(chosen, Tensor) and not isinstance(variants, Tensor):
             variants = torch.tensor(variants, device=chosen.device)
         if isinstance(variants, Tensor):
@@ -395,6 +403,8 @@ def variants_of(plan: Plan, given: Mapping[Axis, Choice], count: int) -> Sequenc
             variants = variants * len(keys) + chosen
         else:
             variants = [a * len(keys) + b for a, b in zip(variants, chosen, strict=True)]
+    if variants is None:
+        variants = [0] * count
     blocks = range(plan.outputs)
     if isinstance(variants, Tensor):
         return torch.cat([variants * plan.outputs + block for block in blocks])
@@ -414,7 +424,7 @@ def _indices(axis: Axis, keys: Sequence[str], choice: Choice, count: int) -> Any
             f"{axis} is a tensor of shape {tuple(choice.shape)} for a batch of {count} rows. "
             + remedy
         )
-    if len(choice) != count:
+    if _length(choice) != count:
         few = ", ".join(map(repr, choice[:_SHOWN])) + (", …" if len(choice) > _SHOWN else "")
         shown = "tensor" if isinstance(choice, Tensor) else f"[{few}]"
         raise ShapeError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 import adapterx
@@ -96,7 +97,10 @@ def base_of(model: PreTrainedModel) -> Base:
     picked = [ordered[i * len(ordered) // _TENSORS] for i in range(_TENSORS)]
     sample: list[float] = []
     for matrix in picked:
-        flat = matrix.detach().reshape(-1)
+        dense = matrix.detach()
+        if type(dense).dequantize is not Tensor.dequantize:  # torchao's
+            dense = dense.dequantize()
+        flat = dense.reshape(-1)
         at = torch.arange(1, _PER_TENSOR + 1) * (flat.numel() // (_PER_TENSOR + 1))
         sample += flat[at.to(flat.device)].float().tolist()
     source = Path(str(config._name_or_path or ""))

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import adapterx
-from adapterx import Bottleneck, Invertible, LoRA
+from adapterx import Bottleneck, Invertible, LoRA, Vocabulary
 from adapterx.anatomy import PROJECTIONS, anatomy_of, known_families
 from adapterx.errors import BaseModelError, ConfigError
 from adapterx.heads import head_places
@@ -374,3 +374,10 @@ def test_registered_row_is_not_replaced(own_types) -> None:
         with pytest.raises(ConfigError, match=f"'{name}' has another anatomy already"):
             adapterx.register_anatomy(name, anatomy_of("bert"))
     assert anatomy_of("my-bert") == other
+
+
+def test_a_registered_row_that_names_what_is_not_there_is_said(own_types) -> None:
+    wrong = replace(anatomy_of("bert"), words="embeddings.elsewhere")
+    adapterx.register_anatomy("my-bert", wrong)
+    with pytest.raises(BaseModelError, match=r"'embeddings\.elsewhere'.*'word_embeddings'"):
+        adapterx.add(_own_model(), "ti", Vocabulary(pieces=[("a", "b")]), kind="language")

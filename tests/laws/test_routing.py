@@ -149,7 +149,7 @@ def take(monkeypatch) -> Callable[[str], None]:
     Only an accelerator and ``torch.compile`` leave rows on the device; here they are put there.
     Among known rows the size of an adapter decides; here all are taken as narrow, or none is.
     """
-    variants, columns = routing._variants, plans._columns
+    variants, columns = routing.variants_of, plans._columns
 
     def narrow(*args: Any) -> Any:
         found = columns(*args)
@@ -158,7 +158,7 @@ def take(monkeypatch) -> Callable[[str], None]:
     def take(way: str) -> None:
         known = way in {"groups", "gathered rows"}
         monkeypatch.setattr(
-            routing, "_variants", lambda *a: variants(*a) if known else torch.tensor(variants(*a))
+            routing, "variants_of", lambda *a: variants(*a) if known else torch.tensor(variants(*a))
         )
         monkeypatch.setattr(plans, "_columns", narrow if "gathered" in way else lambda *_: None)
 
