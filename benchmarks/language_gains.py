@@ -307,10 +307,8 @@ COLUMNS: Final = (
     "own 0.5, centred",
     "own 1, centred",
     _OWN,
-    "own or family's, centred",
     "another's, centred",
     _OWN + _PRIOR,
-    "own or family's, centred" + _PRIOR,
 )
 
 
@@ -355,8 +353,6 @@ def table(output: Path, others: Path | None) -> None:
 def _right(answers: Mapping[str, Tensor], column: str) -> Any:
     """Return 1 for each sentence that a column answers rightly, as (sentences,)."""
     wanted = column.removesuffix(_PRIOR)
-    if wanted.startswith("own or"):
-        wanted = _OWN if _OWN in answers else "family, centred"
     # Without an adapter of its own a language is answered by the task alone.
     alone = "all layers" if column.startswith("all layers") else "average, centred"
     logits = answers.get(wanted, answers[alone])
