@@ -53,7 +53,7 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     )
     convert.add_argument("adapter", help="a name in the store, a folder, a zip, or user/repo")
     convert.add_argument("target", help="folder to write")
-    convert.add_argument("--to", required=True, choices=["adapterhub", "adapterx"])
+    convert.add_argument("--to", required=True, choices=["adapterhub", "adapterx", "peft"])
     convert.add_argument("--model", help="the base, where the adapter's files do not identify it")
     convert.add_argument("--allow-pickle", action="store_true", help="read pickled tensors too")
     convert.add_argument("--store", help="folder of the store; ADAPTERX_HOME unless given")

@@ -226,6 +226,8 @@ REFUSED = {
     "init_lora_weights": "pissa",
     "peft_type": "IA3",
     "alpha_pattern": {"(a+)+$": 2},
+    "monteclora_config": {"use_monteclora": True},
+    "velora_config": {"num_groups": 2},
 }
 
 
@@ -237,6 +239,58 @@ def test_what_we_do_not_compute_is_refused_by_its_key(build, key, tmp_path) -> N
     with pytest.raises(FormatError, match=key):
         adapterx.load(plain, tmp_path / "theirs")
     assert registry_of(plain) is None
+
+
+def test_a_pattern_that_is_no_mapping_is_refused(build, tmp_path) -> None:
+    plain = build("bert", "sequence")
+    _theirs(plain, "bert", "sequence", {"r": 4}).save_pretrained(tmp_path / "theirs")
+    _changed(tmp_path / "theirs", alpha_pattern=[1, 2])
+    with pytest.raises(FormatError, match="alpha_pattern"):
+        adapterx.load(plain, tmp_path / "theirs")
+
+
+LOST = {
+    "a layer norm": ("sequence", "sequence", ["encoder.layer.0.output.LayerNorm"], None),
+    "a layer norm, as a language": ("sequence", "sequence", ["LayerNorm"], "language"),
+    "embeddings": ("sequence", "sequence", ["word_embeddings", "classifier"], None),
+    "embeddings on a bare encoder": ("encoder", "encoder", ["word_embeddings"], None),
+    "a layer norm, to a bare encoder": ("sequence", "encoder", ["LayerNorm"], "language"),
+    "a masked head": ("masked-lm", "masked-lm", ["cls"], "language"),
+    "a masked head, to a bare encoder": ("masked-lm", "encoder", ["cls"], None),
+}
+
+
+@pytest.mark.parametrize(("kind", "onto", "modules", "told"), LOST.values(), ids=LOST)
+def test_modules_that_would_be_lost_are_refused(build, kind, onto, modules, told, tmp_path) -> None:
+    plain = build("bert", kind)
+    theirs = _theirs(plain, "bert", kind, {"r": 4, "modules_to_save": modules})
+    theirs.save_pretrained(tmp_path / "theirs")
+    onto = build("bert", onto)
+    with pytest.raises(FormatError, match="modules_to_save"):
+        adapterx.load(onto, tmp_path / "theirs", kind=told)
+    assert registry_of(onto) is None
+
+
+def test_updates_of_the_head_alone(build, batch, close, tmp_path) -> None:
+    plain = build("xlm-roberta", "sequence")
+    settings = {"r": 4, "target_modules": ["classifier.dense", "out_proj"], "task_type": None}
+    theirs = _theirs(plain, "xlm-roberta", "sequence", settings)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = adapterx.activate(adapterx.load(copy.deepcopy(plain), tmp_path / "theirs"), "theirs")
+    assert not close(_answer(ours, batch), _answer(plain, batch))
+    assert close(_answer(ours, batch), _answer(theirs, batch))
+
+
+# PEFT tells of the pattern that fits nothing, as it should.
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys")
+def test_a_pattern_means_what_it_means_to_peft(build, batch, close, tmp_path) -> None:
+    plain = build("bert", "sequence")
+    whole = "bert.encoder.layer.0.attention.self.query"
+    patterns = {"^query$": 40, f"^{whole}": 16, "value$": 2}
+    theirs = _theirs(plain, "bert", "sequence", {"r": 4, "alpha_pattern": patterns})
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = adapterx.activate(adapterx.load(copy.deepcopy(plain), tmp_path / "theirs"), "theirs")
+    assert close(_answer(ours, batch), _answer(theirs, batch))
 
 
 def test_dora_of_peft_is_refused(build, tmp_path) -> None:
@@ -286,15 +340,17 @@ def test_show_and_convert(build, batch, close, tmp_path, capsys) -> None:
     assert registry_of(ours) is None
     adapterx.activate(adapterx.load(ours, tmp_path / "ours"), "tags")
     assert close(_answer(ours, batch), _answer(theirs, batch))
-    convert(tmp_path / "ours", tmp_path / "back", to="peft")
+    words = [str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "peft"]
+    assert main(["convert", *words]) == 0
     back = peft.PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path / "back")
     assert close(_answer(back, batch), _answer(theirs, batch))
 
 
-def test_what_peft_has_no_form_for_is_not_written(build, fill, tmp_path) -> None:
+def test_what_peft_has_no_form_for_is_not_written(build, tmp_path, capsys) -> None:
     model = build("bert", "encoder")
     adapterx.add(model, "sw", "seq_bn", kind="language")
     adapterx.save(model, "sw", tmp_path / "sw")
-    with pytest.raises(FormatError, match="no lone LoRA"):
-        convert(tmp_path / "sw", tmp_path / "peft", to="peft")
+    words = [str(tmp_path / "sw"), str(tmp_path / "peft"), "--to", "peft"]
+    assert main(["convert", *words]) == 2
+    assert "no lone LoRA" in capsys.readouterr().err
     assert not (tmp_path / "peft").exists()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from torch import Tensor, nn
 
+from adapterx.anatomy import Anatomy
 from adapterx.composition import JsonValue, check_name, is_name
 from adapterx.errors import BaseModelError, FormatError, UnknownNameError
 from adapterx.heads import Labels
@@ -103,7 +104,8 @@ def load_peft(
         `model`. On any error it is as it was.
 
     Raises:
-        FormatError: If it is incomplete or damaged, or computes what adapterx does not.
+        FormatError: If it is incomplete or damaged, computes what adapterx does not, or replaces
+            modules that are no part of a task's head.
         BaseModelError: If it, or its head, does not fit this model.
         CompositionError: If the name is taken, or cannot be one.
     """
@@ -121,6 +123,7 @@ def load_peft(
     read, folded = folded_head(read, own, anatomy)
     method, tensors = lora_from_peft(read, anatomy, depths)
     head = heads_from_peft(read, anatomy) | folded
+    _check_head(head, own, inner.base_model, anatomy, config, folder)
     labels: Labels | None = None
     facts: dict[str, JsonValue] = {}
     if head and own:
@@ -147,6 +150,35 @@ def load_peft(
         )
     except BaseModelError as error:
         raise BaseModelError(f"{error} {folder} was trained for {read.base}.") from error
+
+
+def _check_head(
+    head: Collection[str],
+    own: Collection[str],
+    encoder: nn.Module,
+    anatomy: Anatomy,
+    config: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """Refuse whole modules that are no part of a task's head: they would be lost.
+
+    A bare encoder has no head to compare with: there it is what no encoder has, of a kind of task.
+    """
+    known = set(encoder.state_dict())
+    for name in head:
+        if own:
+            kept = name in own
+        else:
+            inside = any(f".{name}".endswith(f".{key}") for key in known)
+            pooler = name.partition(".")[0] == anatomy.pooler
+            kept = config.get("task_type") in _TASKS and (pooler or not inside)
+        if kept:
+            continue
+        raise FormatError(
+            f"{folder} replaces {name!r} (modules_to_save), which is no part of the head of "
+            f"{'this model' if own else 'a task'}. adapterx keeps whole modules of heads alone: "
+            "give a model of the class it was trained on, or train it without."
+        )
 
 
 def _labels(head: Mapping[str, Tensor], own: Mapping[str, Tensor], labels: Labels) -> Labels:

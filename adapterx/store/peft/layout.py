@@ -23,7 +23,7 @@ from torch import Tensor
 from adapterx.anatomy import PROJECTIONS, Anatomy, Place, ProjectionSite
 from adapterx.composition import JsonValue
 from adapterx.errors import ConfigError, FormatError
-from adapterx.methods import LoRA, Method
+from adapterx.methods import HeadOnly, LoRA, Method
 
 __all__ = [
     "PeftLoRA",
@@ -46,6 +46,8 @@ _UNKNOWN: Final[Mapping[str, tuple[Any, ...]]] = {
     "alora_invocation_tokens": (None,),
     "arrow_config": (None,),
     "kasa_config": (None,),
+    "monteclora_config": (None,),
+    "velora_config": (None,),
     "bias": (None, "none"),
     "fan_in_fan_out": (None, False),
     "layer_replication": (None,),
@@ -132,7 +134,7 @@ def read_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Pa
 
 def lora_from_peft(
     read: PeftLoRA, anatomy: Anatomy, depths: Sequence[int]
-) -> tuple[LoRA, dict[str, Tensor]]:
+) -> tuple[LoRA | HeadOnly, dict[str, Tensor]]:
     """Return the LoRA of a folder and its tensors by ``site.parameter``, for a base.
 
     Places and ranks are those of the tensors; whatever path the encoder had in the model they
@@ -142,6 +144,8 @@ def lora_from_peft(
     Raises:
         FormatError: If an update is of a module where the family has no site.
     """
+    if not read.updates:  # all were of the head
+        return HeadOnly(), {}
     there = _places(anatomy, depths)
     tensors: dict[str, Tensor] = {}
     methods: dict[str, tuple[ProjectionSite, int, float]] = {}
@@ -430,10 +434,12 @@ def _alpha(read: PeftLoRA, path: str) -> float:
     """Return the numerator of the scale of one update.
 
     Raises:
-        FormatError: If it hangs on a regular expression, or is no number.
+        FormatError: If it hangs on a regular expression.
     """
     patterns = read.config.get("alpha_pattern") or {}
-    for key, value in patterns.items() if isinstance(patterns, Mapping) else ():
+    if not isinstance(patterns, Mapping):
+        raise FormatError(f"{read.path} has an alpha_pattern that is no mapping. Fetch it again.")
+    for key, value in patterns.items():
         # A file's own expression may take for ever to match; names are what PEFT writes for most.
         name = key.removeprefix("^").removesuffix("$").replace("\\.", ".")
         if not re.fullmatch(r"[\w.]+", name):
@@ -441,7 +447,7 @@ def _alpha(read: PeftLoRA, path: str) -> float:
                 f"{read.path} has an expression {key[:60]!r} in alpha_pattern. adapterx reads "
                 "names of modules there: write them out."
             )
-        if f".{path}".endswith(f".{name}"):
+        if path == name or (key[0] != "^" and path.endswith(f".{name}")):
             return _number(value)
     return _number(read.config.get("lora_alpha", 8))
 
