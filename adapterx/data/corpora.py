@@ -139,11 +139,17 @@ def read_translations(
         The pairs, and what was left out.
 
     Raises:
-        DataError: If a file cannot be read, two files have not as many lines, or nothing is left.
+        DataError: If a file cannot be read, is one side only, two files have not as many lines, or
+            nothing is left.
     """
     cleaned, seen, pairs = Cleaned(), set[SentencePair](), []
     for path in paths:
         source, two, translated = str(path).partition("::")
+        if not two and Path(path).is_file() and not _has_rows(path):
+            raise DataError(
+                f"{path} is plain text, one side of translations. Give both with '::' between "
+                f"them, the source first: news.en.txt::news.mi.txt; or JSON lines."
+            )
         found = _side_by_side(source, translated) if two else read_pairs(path, target=target)
         for pair in found:
             if pair in seen:
@@ -161,12 +167,17 @@ def read_translations(
 
 def _texts(paths: Sequence[str | Path], field: str) -> Iterator[str]:
     for path in paths:
-        name = Path(path)
-        ending = (name.with_suffix("") if name.suffix in PACKED else name).suffix
-        if str(path).startswith(PREFIX) or ending in _ROWS:
+        if _has_rows(path):
             yield from (text for row in read_rows(path) if (text := row.text(field).strip()))
         else:
             yield from read_lines(path)
+
+
+def _has_rows(path: str | Path) -> bool:
+    """Say whether something is read by rows with fields, and not as plain text."""
+    name = Path(path)
+    ending = (name.with_suffix("") if name.suffix in PACKED else name).suffix
+    return str(path).startswith(PREFIX) or ending in _ROWS
 
 
 def _side_by_side(source: str, target: str) -> list[SentencePair]:

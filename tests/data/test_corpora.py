@@ -78,6 +78,8 @@ def test_translations_may_be_two_files_line_by_line(tmp_path: Path) -> None:
     short = lines(tmp_path / "short.txt", "moja")
     with pytest.raises(DataError, match=r"en\.txt has 4 lines and .*short\.txt has 1"):
         read_translations([f"{source}::{short}"], target="sw")
+    with pytest.raises(DataError, match=r"en\.txt is plain text, one side"):
+        read_translations([source, target], target="sw")
 
 
 def test_lines_in_another_language_are_left_out(tmp_path: Path) -> None:
