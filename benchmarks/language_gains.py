@@ -295,6 +295,7 @@ def retrieval(data: Path, output: Path) -> None:
 
 _PRIOR: Final = ", prior"
 _OWN: Final = "own chosen, centred"
+_MIXED: Final = "own mixed, centred"  # the mean of the answers at strengths 0, 1/4, … 1
 COLUMNS: Final = (
     "all layers",
     "all layers, masked",
@@ -309,6 +310,8 @@ COLUMNS: Final = (
     _OWN,
     "another's, centred",
     _OWN + _PRIOR,
+    _MIXED,
+    _MIXED + _PRIOR,
 )
 
 
@@ -356,6 +359,10 @@ def _right(answers: Mapping[str, Tensor], column: str) -> Any:
     # Without an adapter of its own a language is answered by the task alone.
     alone = "all layers" if column.startswith("all layers") else "average, centred"
     logits = answers.get(wanted, answers[alone])
+    if wanted == _MIXED and _OWN in answers:
+        each = [answers[f"own {strength:g}, centred"] for strength in STRENGTHS]
+        several = torch.stack([answers[alone], *each])
+        logits = several.softmax(-1).mean(0).log()
     if column.endswith(_PRIOR):
         logits = logits + prior_bias(logits, answers["prior"])
     return (logits.argmax(-1) == answers["right"]).double().numpy()
