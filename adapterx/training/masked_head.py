@@ -26,7 +26,6 @@ from adapterx.training.config import TrainingConfig
 from adapterx.training.loop import fit
 from adapterx.training.objectives.masked import NOTHING, Vocabulary, masked_batch, masked_loss
 from adapterx.training.objectives.masking import Masking
-from adapterx.training.objectives.output import output_embedding
 
 __all__ = ["HEAD_CONFIG", "load_masked_encoder"]
 
@@ -119,7 +118,7 @@ def _train(
         )
 
     def loss(wrapped: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        return masked_loss(wrapped, batch, *output_embedding(wrapped, vocabulary.ids))
+        return masked_loss(wrapped, batch, *vocabulary.embedding(wrapped))
 
     fit(
         model,

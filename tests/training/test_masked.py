@@ -33,7 +33,7 @@ from adapterx.training.objectives.masked import (
 )
 from adapterx.training.objectives.masking import Masking
 from adapterx.training.objectives.objective import Corpus
-from adapterx.training.objectives.output import at_output, hidden_states, output_embedding
+from adapterx.training.objectives.output import at_output, hidden_states
 
 TEXTS = [f"w{i} w{i + 1} w{i + 2} w{i + 3} w{i + 5}" for i in range(5, 45)]
 PAIRS = [SentencePair(text, " ".join(reversed(text.split()))) for text in TEXTS]
@@ -153,7 +153,7 @@ def test_over_all_pieces_the_loss_is_hugging_faces_own(
                 labels[row, at] = piece
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     try:
-        weight, bias = output_embedding(model, vocabulary.ids)
+        weight, bias = vocabulary.embedding(model)
     except BaseModelError:
         pytest.skip(f"{family}'s output embedding is no linear layer")
     with torch.no_grad():
@@ -180,7 +180,7 @@ def test_the_loss_over_a_part_is_that_of_its_rows(
     more = Vocabulary.of(tokenizer, TEXTS[:6], negatives=7)
     assert len(more.ids) == len(vocabulary.ids) + 7
     batch = batch_of(tokenizer, TEXTS[:6], vocabulary)
-    weight, bias = output_embedding(model, vocabulary.ids)
+    weight, bias = vocabulary.embedding(model)
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     total = 0.0
     with torch.no_grad():
@@ -190,6 +190,30 @@ def test_the_loss_over_a_part_is_that_of_its_rows(
         for at, piece in zip(batch["positions"][row].tolist(), wanted, strict=True):
             total -= 0 if piece == NOTHING else float(logits[row, at, piece])
     assert float(ours) == pytest.approx(total, rel=1e-5)
+
+
+def test_drawn_pieces_stand_for_all_others(build: Callable[..., Any], tokenizer: Any) -> None:
+    model = build("bert", "masked-lm")
+    used = Vocabulary.of(tokenizer, TEXTS[:6])
+    some = Vocabulary.of(tokenizer, TEXTS[:6], negatives=7)
+    every = Vocabulary.of(tokenizer, TEXTS[:6], negatives=10**6)
+    count = len(tokenizer) - len({*tokenizer.all_special_ids})
+    assert len(every.ids) == count and set(every.shares) == {1.0}
+    assert some.shares.sum() == pytest.approx(count)
+    assert set(some.shares[some.places(used.ids)]) == {1.0}
+
+    def loss(vocabulary: Vocabulary) -> float:
+        batch = batch_of(tokenizer, TEXTS[:6], used)
+        known = batch["targets"] != NOTHING
+        batch["targets"][known] = torch.from_numpy(
+            vocabulary.places(used.ids[batch["targets"][known]])
+        )
+        with torch.no_grad():
+            return float(masked_loss(model, batch, *vocabulary.embedding(model)))
+
+    # A fresh model's scores are all alike: so few of them tell what all are.
+    assert loss(some) == pytest.approx(loss(every), rel=0.02)
+    assert loss(used) < 0.9 * loss(every)
 
 
 def test_states_cost_no_scores(build: Callable[..., Any], tokenizer: Any) -> None:

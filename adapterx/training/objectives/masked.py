@@ -43,9 +43,12 @@ class Vocabulary:
 
     Attributes:
         ids: Sorted ids in the tokenizer's vocabulary, ``(pieces,)``, int64.
+        shares: How many pieces each stands for: a drawn one for those that were not drawn too,
+            ``(pieces,)``, float32.
     """
 
     ids: np.ndarray
+    shares: np.ndarray
 
     @classmethod
     def of(
@@ -63,8 +66,8 @@ class Vocabulary:
             tokenizer: The encoder's tokenizer.
             texts: The corpus; it is read once. Pieces that a language adapter adds are no part.
             read_by: What reads each text; the tokenizer unless given.
-            negatives: So many of the other pieces, drawn without replacement, are added: a loss
-                over few pieces says nothing of all others.
+            negatives: So many of the other pieces, drawn without replacement, are added, each
+                for its share of them: a loss over few pieces says nothing of all others.
             seed: Of the draw.
         """
         seen = np.zeros(len(tokenizer), dtype=bool)
@@ -77,19 +80,36 @@ class Vocabulary:
         special = sorted(tokenizer.all_special_ids)
         seen[special] = True
         others = np.flatnonzero(~seen)
-        if negatives:
+        shares = np.ones(len(seen), dtype=np.float32)
+        if negatives and len(others):
             random = np.random.default_rng(seed)
             drawn = random.choice(others, min(negatives, len(others)), replace=False)
             seen[drawn] = True
+            shares[drawn] = len(others) / len(drawn)
         seen[special] = False
         if not seen.any():
             raise ConfigError("The corpus has no piece that the tokenizer knows.")
-        return cls(np.flatnonzero(seen))
+        ids = np.flatnonzero(seen)
+        return cls(ids, shares[ids])
 
     @classmethod
     def whole(cls, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
         """Return all pieces of a tokenizer, special tokens too."""
-        return cls(np.arange(len(tokenizer)))
+        return cls(np.arange(len(tokenizer)), np.ones(len(tokenizer), dtype=np.float32))
+
+    def embedding(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return the rows and bias of a model's output embedding, as `masked_loss` takes them.
+
+        The bias of a piece has the logarithm of its share added, so that the sum of all
+        exponentials is expected to be that over the full vocabulary (Bengio and Senécal, 2003,
+        https://proceedings.mlr.press/r4/bengio03a.html).
+
+        Raises:
+            BaseModelError: If the model has no output embedding that is a linear layer.
+        """
+        weight, bias = output_embedding(model, self.ids)
+        share = torch.from_numpy(np.log(self.shares)).to(weight)
+        return weight, share if bias is None else bias + share
 
     def places(self, ids: np.ndarray) -> np.ndarray:
         """Return where ids stand among `ids`."""
@@ -110,7 +130,7 @@ class MaskedLanguageModelling:
     Attributes:
         masking: What is hidden.
         pairs: Whether pairs are read, and not text.
-        negatives: So many pieces that the corpus does not use are in the loss too.
+        negatives: So many pieces that the corpus does not use are in the loss too, for all such.
     """
 
     masking: Masking = field(default_factory=Masking)
@@ -155,10 +175,9 @@ class MaskedLanguageModelling:
             negatives=self.negatives,
             seed=config.seed,
         )
-        weight, bias = output_embedding(model, vocabulary.ids)
-        constant = weight.detach(), None if bias is None else bias.detach()
+        weight, bias = (value.detach() for value in vocabulary.embedding(model))
         lessons = [(name, (name, text)) for name, text in rows]
-        return _Masked(lessons, tokenizer, read_by, config, self.masking, vocabulary, *constant)
+        return _Masked(lessons, tokenizer, read_by, config, self.masking, vocabulary, weight, bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +191,7 @@ class _Masked:
     masking: Masking
     vocabulary: Vocabulary
     weight: Tensor
-    bias: Tensor | None
+    bias: Tensor
 
     def batch(
         self, lessons: Sequence[tuple[str, str | tuple[str, str]]], step: int
@@ -217,7 +236,7 @@ def perplexity(
         max_length: Pieces per text; longer ones are cut.
     """
     vocabulary, reader = Vocabulary.whole(tokenizer), tokenizer_of(model, tokenizer)
-    weight, bias = output_embedding(model, vocabulary.ids)
+    weight, bias = vocabulary.embedding(model)
     device, total, count = weight.device, 0.0, 0
     model.eval()
     with torch.inference_mode():
@@ -308,7 +327,7 @@ def masked_batch(
 
 
 def masked_loss(
-    model: nn.Module, batch: Mapping[str, Tensor], weight: Tensor, bias: Tensor | None
+    model: nn.Module, batch: Mapping[str, Tensor], weight: Tensor, bias: Tensor
 ) -> Tensor:
     """Return the cross-entropy of hidden pieces, in nats, summed; a scalar, float32.
 
@@ -316,7 +335,7 @@ def masked_loss(
         model: With a masked-language-modelling head.
         batch: As `masked_batch` makes it, with ``lang`` where rows choose their language.
         weight: The output embedding's rows of the vocabulary, ``(pieces, hidden)``.
-        bias: Its bias there, ``(pieces,)``, or None.
+        bias: Its bias there, ``(pieces,)``: both as `Vocabulary.embedding` gives them.
     """
     inputs = {key: value for key, value in batch.items() if key not in ("positions", "targets")}
     known = batch["targets"] != NOTHING
