@@ -7,7 +7,7 @@ once, for all others), with the loop's kernel.
 Same encoder, adapter, texts, hidden pieces, optimiser; both paths are shown to learn alike.
 
 Data:     a text file, one line a text.
-Command:  python benchmarks/language_training.py --text FILE --learn 60 --negatives 4000
+Command:  python benchmarks/language_training.py --text FILE --learn 60 --negatives 2000
 Measured: benchmarks/RESULTS.md.
 """
 
