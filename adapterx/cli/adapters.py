@@ -6,12 +6,14 @@ import argparse
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from adapterx.composition import JsonValue, names, parse
 from adapterx.errors import ConfigError, UnknownNameError, near_match
 
 __all__ = ["add_verbs"]
+
+_MEAN: Final = "MeanPoolingForSequenceClassification"
 
 
 def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -232,6 +234,7 @@ def _show_setup(folder: Path, as_json: bool) -> JsonValue:
 
 
 def _convert(options: argparse.Namespace) -> JsonValue:
+    from adapterx.store.card import Card
     from adapterx.store.formats import convert
     from adapterx.store.hub import pull, repository
 
@@ -248,6 +251,11 @@ def _convert(options: argparse.Namespace) -> JsonValue:
     )
     if not options.json:
         print(f"{source}: written as {options.to} in {folder}")
+        if options.to == "peft" and Card.read(folder).model_class == _MEAN:
+            # PEFT takes any base whose sizes fit.
+            print(
+                f"its base: adapterx.{_MEAN} (no class of transformers reads the mean over tokens)"
+            )
     return {"source": str(source), "folder": str(folder), "format": options.to}
 
 
