@@ -346,6 +346,24 @@ def test_show_and_convert(build, batch, close, tmp_path, capsys) -> None:
     assert close(_answer(back, batch), _answer(theirs, batch))
 
 
+def test_the_class_of_a_base_that_transformers_has_not_is_named(
+    build, batch, fill, close, tmp_path, capsys
+) -> None:
+    plain = build("bert", "mean")
+    model = adapterx.add(copy.deepcopy(plain), "topics", LoRA(targets="all"), labels=["a", "b"])
+    fill(model, size=0.15)
+    adapterx.activate(model, "topics")
+    adapterx.save(model, "topics", tmp_path / "topics")
+    folder = tmp_path / "peft"
+    assert main(["convert", str(tmp_path / "topics"), str(folder), "--to", "peft"]) == 0
+    assert f"adapterx.{type(plain).__name__}" in capsys.readouterr().out
+    base = build("bert", "mean", labels=2)
+    base.base_model.load_state_dict(plain.base_model.state_dict())
+    assert close(
+        _answer(peft.PeftModel.from_pretrained(base, folder), batch), _answer(model, batch)
+    )
+
+
 def test_what_peft_has_no_form_for_is_not_written(build, tmp_path, capsys) -> None:
     model = build("bert", "encoder")
     adapterx.add(model, "sw", "seq_bn", kind="language")
